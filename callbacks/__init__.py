@@ -1,0 +1,9 @@
+"""Lightning callbacks: probes, results, checkpoints."""
+
+from callbacks.accuracy import Accuracy
+from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from callbacks.curves import Curves
+from callbacks.footprint import Footprint
+from callbacks.results import Results
+
+__all__ = ["Accuracy", "BestCheckpoint", "Curves", "Footprint", "LastCheckpoint", "Results"]

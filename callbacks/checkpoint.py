@@ -1,0 +1,123 @@
+"""`checkpoints/best.ckpt` and `checkpoints/last.ckpt`, written atomically and free of paths."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from compresslens.errors import UserError
+
+
+class RunCheckpoint(Checkpoint):
+    """What both have in common: the folder, and a save that leaves either the old file or the new one."""
+
+    file_name: str
+
+    def __init__(self) -> None:
+        self.last_saved = ""
+
+    def path(self, trainer: pl.Trainer) -> Path:
+        """Where the checkpoint is, on every rank."""
+        return Path(trainer.default_root_dir) / "checkpoints" / self.file_name
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Writes the checkpoint on rank zero; all ranks must call this.
+
+        Raises:
+            UserError: the weights are not finite (the file before stays), or the disk is full.
+        """
+        broken = [name for name, p in trainer.lightning_module.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise UserError(
+                f"{broken[0]} is not finite at step {trainer.global_step}; last good checkpoint: "
+                f"{self.last_saved or 'none yet'}; lower the learning rate"
+            )
+        path = self.path(trainer)
+        temporary = path.with_suffix(".partial")
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
+        self.last_saved = str(path)
+
+
+class BestCheckpoint(RunCheckpoint):
+    """Saves after a validation that is better than all before.
+
+    Args:
+        monitor: name of the validation metric.
+        mode: whether the greatest or the least value is best.
+    """
+
+    file_name = "best.ckpt"
+
+    def __init__(self, monitor: str = "val/top1", mode: Literal["max", "min"] = "max") -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.mode = mode
+        self.best = math.nan
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compares and saves."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(f"BestCheckpoint: there is no metric {self.monitor!r} to monitor; there are: {known}")
+        value = float(trainer.callback_metrics[self.monitor])
+        better = value > self.best if self.mode == "max" else value < self.best
+        if better or math.isnan(self.best):
+            self.best = value
+            self.save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best value."""
+        self.best = state_dict["best"]
+
+
+class LastCheckpoint(RunCheckpoint):
+    """Saves at the end of each epoch and, within it, every so many optimizer steps; `--resume` starts from it.
+
+    Args:
+        every_n_steps: cadence within an epoch; 0: only at the end of each epoch.
+    """
+
+    file_name = "last.ckpt"
+
+    def __init__(self, every_n_steps: int = 200) -> None:
+        super().__init__()
+        if every_n_steps < 0:
+            raise UserError("LastCheckpoint: every_n_steps must not be negative")
+        self.every_n_steps = every_n_steps
+        self._saved_at = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves before the next batch, when all that belongs to the step before has been logged."""
+        step = trainer.global_step
+        due = self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at
+        if due and batch_idx > 0 and not trainer.fast_dev_run:
+            self._saved_at = step
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves after the epoch's validation."""
+        if not trainer.fast_dev_run:
+            self._saved_at = trainer.global_step
+            self.save(trainer)

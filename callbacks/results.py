@@ -1,0 +1,123 @@
+"""`results.json` and `samples.parquet` of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import yaml
+
+from compresslens import runs
+from compresslens.errors import UserError
+from compresslens.reporting.metric import Metric
+
+SCHEMA = 1
+PACKAGES = (
+    *("compresslens", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "wandb"),
+    *("neural-compressor", "torchattacks", "numpy"),
+)
+
+
+class Results(pl.Callback):
+    """Collects what the probes measure; writes after each, so that a later failure loses nothing."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Metric] = {}
+        self.wall_seconds: dict[str, float] = {}
+        self.samples: dict[str, npt.NDArray[Any]] = {}
+        self._fit_seconds_before = 0.0
+        self._fit_started: float | None = None
+
+    @staticmethod
+    def of(trainer: pl.Trainer) -> Results:
+        """The trainer's Results callback.
+
+        Raises:
+            UserError: it has none.
+        """
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Results):
+                return callback
+        raise UserError("the probes need callbacks.Results among trainer.callbacks to write to")
+
+    def record(self, trainer: pl.Trainer, probe: str, metrics: dict[str, Metric], seconds: float) -> None:
+        """Adds the metrics of a probe and writes `results.json` and the loggers (rank zero only)."""
+        if not trainer.is_global_zero:
+            return
+        self.metrics.update(metrics)
+        self.wall_seconds[probe] = round(seconds, 3)
+        for logger in trainer.loggers:
+            values = {name: metric.value for name, metric in metrics.items()}
+            logger.log_metrics(values, step=trainer.global_step)
+        self.write(trainer)
+
+    def record_samples(self, trainer: pl.Trainer, index: npt.NDArray[np.int64], columns: dict[str, Any]) -> None:
+        """Adds per-sample columns, joined to those already there by the sample's index (rank zero only)."""
+        if not trainer.is_global_zero:
+            return
+        import pandas as pd
+
+        frame = pd.DataFrame(columns, index=pd.Index(index, name="index"))
+        path = Path(trainer.default_root_dir) / "samples.parquet"
+        if self.samples:
+            known = pd.DataFrame({k: v for k, v in self.samples.items() if k != "index"}, index=self.samples["index"])
+            frame = known.drop(columns=frame.columns, errors="ignore").join(frame, how="outer")
+        frame = frame.rename_axis("index").sort_index()
+        self.samples = {"index": frame.index.to_numpy(), **{name: frame[name].to_numpy() for name in frame}}
+        runs.write_atomically(path, lambda temporary: frame.reset_index().to_parquet(temporary, index=False))
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Writes `results.json` as it stands."""
+        folder = Path(trainer.default_root_dir)
+        config_path = folder / "config.yaml"
+        config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.is_file() else None
+        content = {
+            "schema": SCHEMA,
+            "name": folder.parent.name,
+            "split": "val" if trainer.state.fn == "validate" else "test",
+            "seed": config.get("seed_everything") if config else None,
+            "metrics": {name: metric.as_json() for name, metric in sorted(self.metrics.items())},
+            "wall_seconds": self.wall_seconds,
+            "verdicts": {},
+            "versions": versions(),
+            "config": config,
+        }
+        runs.write_json(folder / "results.json", content)
+
+    # The time of the fit, over all the processes that a resumed fit was spread over ---------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._fit_started = time.monotonic()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock."""
+        self.wall_seconds["fit"] = round(self._fit_seconds(), 3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of the fit so far."""
+        return {"fit_seconds": self._fit_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues to count from there."""
+        self._fit_seconds_before = state_dict["fit_seconds"]
+
+    def _fit_seconds(self) -> float:
+        running = time.monotonic() - self._fit_started if self._fit_started is not None else 0.0
+        return self._fit_seconds_before + running
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the figures depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,5 @@
+"""The command line. Nothing heavy is imported until the configuration files have been found and read."""
+
+from compresslens.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,163 @@
+"""Entry point: what can be answered quickly is answered before Lightning is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from compresslens import runs
+from compresslens.cli.configs import CONFIG_DIRECTORY, config_chain, display, find_config, requirements
+from compresslens.errors import UserError
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+HELP = """usage: python train.py [fit|validate|test|predict] --config NAME [options]
+
+Compress an image classifier and hold it against the model it came from.
+
+  --config NAME       a config in configs/ (below), or a path; required
+  --name NAME         name of the run (default: the config's)
+  --runs_dir DIR      where run folders are kept (default: runs)
+  --resume            continue the newest unfinished run of that name, exactly
+  --requires none     do not train first what the config requires
+  --ckpt_path FILE    checkpoint to validate, test or predict with (default: the latest finished run's best)
+  --KEY=VALUE         any key of the config, e.g. --trainer.max_epochs=2 --data.batch_size=64
+  --print_config      show the whole resolved config and stop
+
+`python train.py fit --help` lists every option of the trainer; add a class name to
+`fit --model.help CLASS`, `fit --data.help CLASS` for those of a module or a data set.
+
+configs:
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What train.py itself reads from the command line; `rest` goes to Lightning."""
+
+    subcommand: str
+    config: str | None
+    name: str | None
+    runs_dir: str
+    resume: bool
+    requires: bool
+    rest: list[str]
+
+
+def parse(arguments: list[str]) -> Options:
+    """Splits the command line.
+
+    Raises:
+        UserError: an option lacks its value, or there is more than one config.
+    """
+    arguments = list(arguments)
+    subcommand = arguments.pop(0) if arguments and arguments[0] in SUBCOMMANDS else "fit"
+    values: dict[str, str | None] = {"--config": None, "--name": None, "--runs_dir": "runs", "--requires": None}
+    resume, rest = False, []
+    while arguments:
+        option, equals, value = arguments.pop(0).partition("=")
+        option = "--config" if option == "-c" else option
+        if option == "--resume" and not equals:
+            resume = True
+        elif option in values:
+            if not equals and (not arguments or arguments[0].startswith("--")):
+                raise UserError(f"{option} needs a value")
+            if option == "--config" and values[option] is not None:
+                raise UserError("give one --config; a config can name others with `extends:`")
+            values[option] = value if equals else arguments.pop(0)
+        else:
+            rest.append(f"{option}{equals}{value}")
+    if values["--requires"] not in (None, "none", "null", "false", "[]"):
+        raise UserError(f"--requires takes only 'none', got {values['--requires']!r}")
+    runs_dir = values["--runs_dir"] or "runs"
+    return Options(subcommand, values["--config"], values["--name"], runs_dir, resume, values["--requires"] is None, rest)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status (2 for anything that the user can put right)."""
+    if not arguments or arguments in (["-h"], ["--help"]):
+        names = sorted(str(p.relative_to(CONFIG_DIRECTORY)) for p in CONFIG_DIRECTORY.rglob("*.yaml") if p.parent.name != "base")
+        print(HELP + "\n".join(f"  {name}" for name in names))
+        return 0 if arguments else 2
+    try:
+        return run(parse(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; `--resume` continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def run(options: Options) -> int:
+    """One subcommand: looks up the config, trains what it requires, prepares the run folder, starts Lightning."""
+    if options.config is None:
+        if any(o in ("-h", "--help") or o.startswith(("--print_config", "--model.help", "--data.help")) for o in options.rest):
+            from compresslens.cli.lightning_cli import start
+
+            return start(options.subcommand, options.rest, runs_dir=options.runs_dir)
+        raise UserError("--config is missing; `python train.py --help` lists the shipped ones")
+    path = find_config(options.config)
+    chain = config_chain(path)
+    name = options.name or (path.stem if options.subcommand == "fit" else f"{path.stem}_{options.subcommand}")
+    runs_dir = Path(options.runs_dir).expanduser()
+    informative = any(o in ("-h", "--help") or o.startswith("--print_config") for o in options.rest)
+    rest = options.rest
+    if not informative:
+        if options.requires and not is_child_rank():
+            from compresslens.cli.requirements import train_missing
+
+            train_missing(requirements(chain), runs_dir, rest)
+        folder, resumed = run_folder(runs_dir, name, options.resume)
+        os.environ[runs.RUN_DIRECTORY_VARIABLE] = str(folder)
+        if resumed:
+            path = folder / "config.yaml"
+            last = folder / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                rest = [*rest, f"--ckpt_path={last}"]
+            print(f"resuming {folder}" + ("" if last.is_file() else ", from the start: it has no checkpoint yet"), flush=True)
+        elif options.subcommand != "fit" and not any(o.startswith("--ckpt_path") for o in rest):
+            rest = rest + latest_checkpoint(runs_dir, options.name or path.stem)
+    from compresslens.cli.lightning_cli import start
+
+    return start(options.subcommand, ["--config", str(path), *rest], runs_dir=options.runs_dir)
+
+
+def is_child_rank() -> bool:
+    """Whether another process (Lightning's launcher, or rank zero of torchrun) prepares the run for this one."""
+    launched = int(os.environ.get("LOCAL_RANK", "0")) > 0
+    return launched or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0
+
+
+def run_folder(runs_dir: Path, name: str, resume: bool) -> tuple[Path, bool]:
+    """The folder of this run, and whether it is an old one to be continued; the same for every rank."""
+    given = os.environ.get(runs.RUN_DIRECTORY_VARIABLE)
+    if given and is_child_rank():
+        return Path(given), resume
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from compresslens.cli.ranks import agree
+
+        return Path(agree(lambda: str(own_folder(runs_dir, name, resume)))), resume
+    return own_folder(runs_dir, name, resume), resume
+
+
+def own_folder(runs_dir: Path, name: str, resume: bool) -> Path:
+    """Finds or makes the run folder and locks it (on the one rank that does so)."""
+    folder = runs.unfinished_run(runs_dir, name) if resume else runs.create_run(runs_dir, name)
+    runs.lock(folder)
+    return folder
+
+
+def latest_checkpoint(runs_dir: Path, name: str) -> list[str]:
+    """The option that evaluates the newest finished run of that name, if there is one."""
+    latest = runs.latest_run(runs_dir, name)
+    if latest is None:
+        print(f"no finished run of {name} in {runs_dir}: evaluating the network as configured", flush=True)
+        return []
+    checkpoint = latest / "checkpoints" / "best.ckpt"
+    print(f"evaluating {checkpoint}", flush=True)
+    return [f"--ckpt_path={checkpoint}"]
+
+
+__all__ = ["Options", "display", "main", "parse"]

@@ -1,0 +1,138 @@
+"""Confidence intervals and calibration of per-sample results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Interval = tuple[float, float]
+_CHUNK = 2**22  # random numbers drawn at once
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Score interval of a proportion (Wilson 1927), which behaves well near 0 and 1 and for few samples.
+
+    Args:
+        successes: how many of the samples, 0 to n.
+        n: number of samples, at least 1.
+        confidence: in (0, 1).
+
+    Returns:
+        Lower and upper bound in [0, 1].
+
+    Raises:
+        ValueError: no samples, or a count or confidence out of range.
+    """
+    _check_confidence(confidence)
+    if n < 1:
+        raise ValueError("a proportion of no samples has no interval")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes is {successes}; it must be between 0 and {n}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    half = z * ((share * (1 - share) + z * z / (4 * n)) / n) ** 0.5
+    scale = 1 + z * z / n
+    # Rounding would otherwise leave bounds like 1e-19 and 1.0000000000000002.
+    low = 0.0 if successes == 0 else max(0.0, (centre - half) / scale)
+    high = 1.0 if successes == n else min(1.0, (centre + half) / scale)
+    return low, high
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[NDArray[np.float64]], Any] = np.mean,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval (Efron 1979) of a statistic of independent samples.
+
+    The same arguments always give the same interval. One sample gives an interval of width zero.
+
+    Args:
+        values: N numbers, at least one, all finite.
+        statistic: maps N numbers to one.
+        n_resamples: number of resamples, at least 1.
+        confidence: in (0, 1).
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no samples, a sample that is not finite, or a setting out of range.
+    """
+    _check_confidence(confidence)
+    samples = np.asarray(values, dtype=np.float64)
+    if samples.ndim != 1 or len(samples) == 0:
+        raise ValueError(f"values has shape {samples.shape}; expected at least one number in one dimension")
+    if not np.isfinite(samples).all():
+        raise ValueError("values contains NaN or infinity")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples is {n_resamples}; it must be at least 1")
+    generator = np.random.default_rng(seed)
+    estimates: list[NDArray[np.float64]] = []
+    per_chunk = max(1, _CHUNK // len(samples))
+    for start in range(0, n_resamples, per_chunk):
+        shape = (min(per_chunk, n_resamples - start), len(samples))
+        resamples = samples[generator.integers(len(samples), size=shape)]
+        estimates.append(resamples.mean(1) if statistic is np.mean else np.array([statistic(r) for r in resamples]))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(estimates), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_difference_interval(
+    a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Bootstrap interval of mean(a) - mean(b) where a[i] and b[i] belong to the same sample.
+
+    Pairing removes what makes a sample easy or hard for both. Zero outside the interval: the two differ.
+
+    Args:
+        a: N numbers or booleans, e.g. whether one model is right.
+        b: the same for the other model, in the same order.
+        n_resamples: as in :func:`bootstrap_interval`.
+        confidence: as in :func:`bootstrap_interval`.
+        seed: as in :func:`bootstrap_interval`.
+
+    Raises:
+        ValueError: different lengths, or what :func:`bootstrap_interval` refuses.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"a has shape {first.shape} but b has {second.shape}; pairs need the same samples in both")
+    return bootstrap_interval(first - second, np.mean, n_resamples, confidence, seed)
+
+
+def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over bins of equal width (Guo et al. 2017, eq. 3), in [0, 1].
+
+    Bins are closed on the left, as in torchmetrics.
+
+    Args:
+        confidences: N probabilities of the predicted class, in [0, 1].
+        correct: N booleans, whether the prediction is right.
+        bins: number of bins, at least 1.
+
+    Raises:
+        ValueError: no samples, different lengths, or a confidence outside of [0, 1].
+    """
+    confidence, hits = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    if confidence.ndim != 1 or confidence.shape != hits.shape or len(hits) == 0:
+        raise ValueError(f"confidences {confidence.shape} and correct {hits.shape} must be of the same length, not empty")
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("confidences must be in [0, 1]")
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; it must be at least 1")
+    edges = np.linspace(0, 1, bins + 1)
+    index = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, bins - 1)
+    gaps = np.bincount(index, weights=confidence - hits, minlength=bins)
+    return float(np.abs(gaps).sum() / len(hits))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")

@@ -1,0 +1,62 @@
+"""Small helpers of training that need no trainer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def parameter_groups(module: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    """Parameters to be trained; biases and normalization weights apart, without weight decay, unless asked otherwise.
+
+    Biases and normalization weights are the parameters of at most one dimension.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if decay_norm_and_bias:
+        return [{"params": trained}]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    others = [parameter for parameter in trained if parameter.ndim > 1]
+    return [{"params": others}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def build_scheduler(factory: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> Any:
+    """Makes the scheduler, telling it the number of steps if it needs that and the config does not say.
+
+    Args:
+        factory: takes the optimizer, and keyword arguments of the scheduler's class.
+        optimizer: what the scheduler drives.
+        total_steps: optimizer steps of the whole training.
+    """
+    try:
+        return factory(optimizer)
+    except (TypeError, ValueError) as error:
+        if "total_steps" not in str(error) and "T_max" not in str(error):
+            raise
+        name = "total_steps" if "total_steps" in str(error) else "T_max"
+        return factory(optimizer, **{name: total_steps})
+
+
+def step_seed(*numbers: int) -> int:
+    """A 32-bit seed that depends on all of the numbers, and hardly ever repeats."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+@torch.no_grad()
+def dry_run(network: nn.Module, image_size: int) -> Tensor:
+    """Output for one grey image, in eval mode; the network's modes and random state are left as they were."""
+    modes = [(module, module.training) for module in network.modules()]
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    network.eval()
+    try:
+        return network(torch.full((1, 3, image_size, image_size), 0.5, device=device))
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
