@@ -41,7 +41,7 @@ class RunCheckpoint(Checkpoint):
         path = self.path(trainer)
         temporary = path.with_suffix(".partial")
         try:
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
                 os.replace(temporary, path)
         except OSError as error:
@@ -114,7 +114,12 @@ class LastCheckpoint(RunCheckpoint):
         due = self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at
         if due and batch_idx > 0 and not trainer.fast_dev_run:
             self._saved_at = step
-            self.save(trainer)
+            # Lightning adds the last step to this counter (the loggers' step) when it restarts from a checkpoint.
+            trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
+            try:
+                self.save(trainer)
+            finally:
+                trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after the epoch's validation."""

@@ -21,7 +21,7 @@ class Curves(pl.Callback):
 
     def __init__(self) -> None:
         self._trainer: pl.Trainer | None = None
-        self._rows: int | None = None
+        self._rows: list[int] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remembers the trainer, whose loggers know the number of rows."""
@@ -32,9 +32,14 @@ class Curves(pl.Callback):
         return {"rows": [logger.rows for logger in self._loggers()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Drops the rows that were logged after the checkpoint."""
-        for logger, rows in zip(self._loggers(), state_dict["rows"], strict=False):
-            logger.rewind(rows)
+        """Keeps the numbers; a test of a checkpoint gets here, too, and must drop nothing."""
+        self._rows = state_dict["rows"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drops the rows that were logged after the checkpoint (all rows if there was none)."""
+        loggers = self._loggers()
+        for logger, rows in zip(loggers, self._rows or [0] * len(loggers), strict=False):
+            logger.rewind(rows, trainer.global_step)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws, and hands the picture to the loggers that take pictures."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,6 +67,12 @@ def latest_run(runs_dir: Path, name: str) -> Path | None:
     return latest if latest.exists() else None
 
 
+def discard_unused(folder: Path) -> None:
+    """Removes a run folder in which nothing happened yet; any other stays."""
+    if {entry.name for entry in folder.iterdir()} <= {".lock", "config.yaml"}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def finish(folder: Path) -> None:
     """Marks the run as finished and points `latest` to it (unless a newer run has finished meanwhile)."""
     (folder / FINISHED_FILE).touch()
@@ -119,10 +127,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Writes UTF-8."""
+    path.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically; NaN and infinities are refused, since JSON has none."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, partial(write_text, text))
 
 
 def without_home(text: str) -> str:

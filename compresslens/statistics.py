@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 Interval = tuple[float, float]
@@ -110,7 +111,7 @@ def paired_difference_interval(
 def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over bins of equal width (Guo et al. 2017, eq. 3), in [0, 1].
 
-    Bins are closed on the left, as in torchmetrics.
+    Bins are closed on the left, and a confidence of exactly 1 has a bin of its own, as in torchmetrics.
 
     Args:
         confidences: N probabilities of the predicted class, in [0, 1].
@@ -120,16 +121,18 @@ def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins:
     Raises:
         ValueError: no samples, different lengths, or a confidence outside of [0, 1].
     """
-    confidence, hits = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    confidence, hits = np.asarray(confidences), np.asarray(correct, dtype=np.float64)
     if confidence.ndim != 1 or confidence.shape != hits.shape or len(hits) == 0:
-        raise ValueError(f"confidences {confidence.shape} and correct {hits.shape} must be of the same length, not empty")
+        raise ValueError(f"confidences {confidence.shape} and correct {hits.shape} must be as long, and not empty")
     if not ((confidence >= 0) & (confidence <= 1)).all():
         raise ValueError("confidences must be in [0, 1]")
     if bins < 1:
         raise ValueError(f"bins is {bins}; it must be at least 1")
-    edges = np.linspace(0, 1, bins + 1)
-    index = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, bins - 1)
-    gaps = np.bincount(index, weights=confidence - hits, minlength=bins)
+    # torch's edges in the precision of the confidences: numpy's differ in the last digit.
+    values = torch.as_tensor(confidence if confidence.dtype.kind == "f" else confidence.astype(np.float64))
+    edges = torch.linspace(0, 1, bins + 1, dtype=values.dtype)
+    index = torch.bucketize(values, edges, right=True).numpy() - 1
+    gaps = np.bincount(index, weights=confidence - hits)
     return float(np.abs(gaps).sum() / len(hits))
 
 

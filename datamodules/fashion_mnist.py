@@ -104,4 +104,4 @@ def read_idx(data: bytes) -> np.ndarray:
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     if values.size != np.prod(shape):
         raise ValueError(f"{values.size} values instead of {' x '.join(map(str, shape))}")
-    return values.reshape(shape)
+    return values.reshape(shape).copy()  # the bytes are read-only

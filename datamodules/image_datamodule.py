@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from compresslens.errors import UserError
 from datamodules.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 from datamodules.selection import Indices, balanced_indices
-from datamodules.transformed import TransformedDataset, collate, is_deterministic
+from datamodules.transformed import TransformedDataset, collate, contains, is_deterministic
 
 Split = Literal["train", "val", "test"]
 
@@ -71,7 +71,7 @@ class ImageDataModule(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {getattr(self, name)} but must be at least {least}.")
         self.eval_transforms = self.default_transforms() if eval_transforms is None else eval_transforms
         self.train_transforms = self.eval_transforms if train_transforms is None else train_transforms
-        if any(type(module).__name__ == "Normalize" for module in [*self.eval_transforms, *self.train_transforms]):
+        if any(contains(transform, "Normalize") for transform in [*self.eval_transforms, *self.train_transforms]):
             raise UserError("Take Normalize out of the transforms: the network itself normalizes pixels in [0, 1].")
         self._datasets: dict[Split, TransformedDataset] = {}
         self._order_of_epoch: tuple[int, torch.Tensor] | None = None
@@ -168,8 +168,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def training_indices(self, batch_idx: int) -> torch.Tensor:
         """Indices (int64) of the samples in this rank's training batch of that number in the current epoch."""
-        assert self.trainer is not None and isinstance(self.trainer.train_dataloader, TrainingLoader)
-        sampler = self.trainer.train_dataloader.sampler
+        assert self.trainer is not None
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        assert isinstance(sampler, TrainingSampler)
         epoch = self.trainer.current_epoch
         if self._order_of_epoch is None or self._order_of_epoch[0] != epoch:
             self._order_of_epoch = (epoch, torch.from_numpy(sampler.order(epoch)))

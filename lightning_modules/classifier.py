@@ -80,11 +80,9 @@ class ImageClassifier(pl.LightningModule):
             return None
         return self._frozen_reference[0].to(self.device).eval()
 
-    @reference.setter
-    def reference(self, network: nn.Module | None) -> None:
-        self._frozen_reference = []
-        if network is not None:
-            self._frozen_reference = [network.requires_grad_(False).eval().to(memory_format=self.memory_format)]
+    def set_reference(self, network: nn.Module) -> None:
+        """Freezes a network and makes it the reference (no property setter: `nn.Module` would register the network)."""
+        self._frozen_reference = [network.requires_grad_(False).eval().to(memory_format=self.memory_format)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits N×C of pixels N×3×H×W in [0, 1]."""
@@ -117,7 +115,11 @@ class ImageClassifier(pl.LightningModule):
         options = {"scheduler": scheduler, "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": {**options, "monitor": getattr(scheduler, "monitor", "val/loss")}}
 
-    # Training ----------------------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Names the architecture, so that loading into another one can say so."""
+        checkpoint["architecture"] = getattr(self.model, "architecture", type(self.model).__name__)
+
+    # Training --------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds what is random within this step, so that it does not depend on what happened before."""

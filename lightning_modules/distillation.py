@@ -52,7 +52,7 @@ class Distillation(ImageClassifier):
             raise UserError(f"label_weight is {label_weight}; it must not be negative")
         if label_weight == 0 and not any(loss.weight for loss in losses):
             raise UserError("all weights are 0: there is nothing to learn; set label_weight or the weight of a loss")
-        self.reference = teacher
+        self.set_reference(teacher)
         self.losses = nn.ModuleList(losses)
         self.label_weight = label_weight
         self.cache_limit = cache_limit

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from compresslens.cli.explain import explain
 from compresslens.errors import UserError
 
 OWN_KEYS = ("extends", "requires")
+NOISE = ("litlogger", "litmodels", "to estimate number of stepping batches", "TPU available", "Seed set to")
 
 
 class ConfigChain(ActionConfigFile):
@@ -53,6 +59,7 @@ class CLI(LightningCLI):
     """Builds trainer, module and data from the config, runs one subcommand, and tests the best checkpoint of a fit."""
 
     chosen: str = "fit"
+    choose_folder: Callable[[], Path]
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -67,8 +74,16 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
 
-    def before_instantiate_classes(self) -> None:
+    def instantiate_classes(self) -> None:
+        """Chooses the run folder once the command line is known to be right; removes it if nothing can be built."""
+        folder = CLI.choose_folder()
+        os.environ[runs.RUN_DIRECTORY_VARIABLE] = str(folder)
         self.write_config()
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            runs.discard_unused(folder)
+            raise
 
     @rank_zero_only
     def write_config(self) -> None:
@@ -81,7 +96,7 @@ class CLI(LightningCLI):
         text = self._parser(self.chosen).dump(config, skip_none=False)
         document = {key: value for key, value in yaml.safe_load(text).items() if key != "ckpt_path"}
         text = runs.without_home(yaml.safe_dump(document, sort_keys=False))
-        runs.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+        runs.write_atomically(path, partial(runs.write_text, text))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         return super().instantiate_trainer(default_root_dir=str(runs.current_run()), **kwargs)
@@ -89,12 +104,19 @@ class CLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
+    def before_fit(self) -> None:
+        """Hands the config to the loggers."""
+        document = yaml.safe_load((runs.current_run() / "config.yaml").read_text(encoding="utf-8"))
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(document)
+
     def after_fit(self) -> None:
         """Tests the best checkpoint, so that a finished fit ends with the figures of the test split."""
-        if self.trainer.interrupted or self.trainer.fast_dev_run or not self.trainer.checkpoint_callback:
+        best = runs.current_run() / "checkpoints" / "best.ckpt"
+        if self.trainer.interrupted or self.trainer.fast_dev_run or not best.is_file():
             return
         self.trainer.test(
-            self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True, verbose=False
+            self.model, datamodule=self.datamodule, ckpt_path=str(best), weights_only=True, verbose=False
         )
 
     def finish(self) -> None:
@@ -102,13 +124,28 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             from compresslens.reporting.summary import print_summary
 
+            for logger in self.trainer.loggers:
+                if hasattr(logger, "finish"):
+                    logger.finish()
             runs.finish(runs.current_run())
             print_summary(runs.current_run())
 
 
-def start(subcommand: str, arguments: list[str], runs_dir: str) -> int:
-    """Runs a Lightning subcommand; returns the exit status."""
+def start(subcommand: str, arguments: list[str], runs_dir: str, choose_folder: Callable[[], Path]) -> int:
+    """Runs a Lightning subcommand.
+
+    Args:
+        subcommand: "fit", "validate", "test" or "predict".
+        arguments: the command line behind the subcommand, without our own options.
+        runs_dir: what `runs/` at the beginning of texts in configs stands for.
+        choose_folder: makes or finds the run folder; called once the command line has been read without an error.
+
+    Returns:
+        The exit status.
+    """
+    silence_noise()
     CLI.chosen = subcommand
+    CLI.choose_folder = staticmethod(choose_folder)
     Parser.runs_dir = runs_dir
     try:
         cli = CLI(
@@ -122,6 +159,14 @@ def start(subcommand: str, arguments: list[str], runs_dir: str) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     return 0
+
+
+def silence_noise() -> None:
+    """Drops advertising and notes about Lightning's internals, so that what matters is seen."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: not any(noise in record.getMessage() for noise in NOISE))
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
 __all__ = ["CLI", "start"]

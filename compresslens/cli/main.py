@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from compresslens import runs
-from compresslens.cli.configs import CONFIG_DIRECTORY, config_chain, display, find_config, requirements
+from compresslens.cli.configs import CONFIG_DIRECTORY, config_chain, find_config, requirements
 from compresslens.errors import UserError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -96,7 +98,7 @@ def run(options: Options) -> int:
         if any(o in ("-h", "--help") or o.startswith(("--print_config", "--model.help", "--data.help")) for o in options.rest):
             from compresslens.cli.lightning_cli import start
 
-            return start(options.subcommand, options.rest, runs_dir=options.runs_dir)
+            return start(options.subcommand, options.rest, runs_dir=options.runs_dir, choose_folder=Path)
         raise UserError("--config is missing; `python train.py --help` lists the shipped ones")
     path = find_config(options.config)
     chain = config_chain(path)
@@ -104,24 +106,23 @@ def run(options: Options) -> int:
     runs_dir = Path(options.runs_dir).expanduser()
     informative = any(o in ("-h", "--help") or o.startswith("--print_config") for o in options.rest)
     rest = options.rest
-    if not informative:
-        if options.requires and not is_child_rank():
+    if not informative and not is_child_rank():
+        if options.requires:
             from compresslens.cli.requirements import train_missing
 
             train_missing(requirements(chain), runs_dir, rest)
-        folder, resumed = run_folder(runs_dir, name, options.resume)
-        os.environ[runs.RUN_DIRECTORY_VARIABLE] = str(folder)
-        if resumed:
-            path = folder / "config.yaml"
-            last = folder / "checkpoints" / "last.ckpt"
-            if last.is_file():
-                rest = [*rest, f"--ckpt_path={last}"]
-            print(f"resuming {folder}" + ("" if last.is_file() else ", from the start: it has no checkpoint yet"), flush=True)
-        elif options.subcommand != "fit" and not any(o.startswith("--ckpt_path") for o in rest):
+        if options.subcommand != "fit" and not any(o.startswith("--ckpt_path") for o in rest):
             rest = rest + latest_checkpoint(runs_dir, options.name or path.stem)
+    choose = partial(same_on_all_ranks, partial(own_folder, runs_dir, name, options.resume))
+    if options.resume and not informative:
+        folder = choose()
+        choose = partial(Path, folder)
+        path, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+        rest = [*rest, f"--ckpt_path={last}"] if last.is_file() else rest
+        print(f"resuming {folder}" + ("" if last.is_file() else ", from the start: it has no checkpoint yet"), flush=True)
     from compresslens.cli.lightning_cli import start
 
-    return start(options.subcommand, ["--config", str(path), *rest], runs_dir=options.runs_dir)
+    return start(options.subcommand, ["--config", str(path), *rest], runs_dir=options.runs_dir, choose_folder=choose)
 
 
 def is_child_rank() -> bool:
@@ -130,16 +131,16 @@ def is_child_rank() -> bool:
     return launched or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0
 
 
-def run_folder(runs_dir: Path, name: str, resume: bool) -> tuple[Path, bool]:
-    """The folder of this run, and whether it is an old one to be continued; the same for every rank."""
+def same_on_all_ranks(choose: Callable[[], Path]) -> Path:
+    """The folder of this run: chosen by one process, the same for every rank."""
     given = os.environ.get(runs.RUN_DIRECTORY_VARIABLE)
     if given and is_child_rank():
-        return Path(given), resume
+        return Path(given)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from compresslens.cli.ranks import agree
 
-        return Path(agree(lambda: str(own_folder(runs_dir, name, resume)))), resume
-    return own_folder(runs_dir, name, resume), resume
+        return Path(agree(lambda: str(choose())))
+    return choose()
 
 
 def own_folder(runs_dir: Path, name: str, resume: bool) -> Path:
@@ -160,4 +161,4 @@ def latest_checkpoint(runs_dir: Path, name: str) -> list[str]:
     return [f"--ckpt_path={checkpoint}"]
 
 
-__all__ = ["Options", "display", "main", "parse"]
+__all__ = ["Options", "main", "parse"]

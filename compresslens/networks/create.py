@@ -155,7 +155,8 @@ def _hub_answers() -> bool:
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
-        urllib.request.urlopen(urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=5)
+        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=5).close()
     except urllib.error.HTTPError:
         return True
     except OSError as error:

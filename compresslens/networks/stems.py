@@ -54,10 +54,10 @@ def apply_stem(backbone: Any, stem: Stem) -> None:
 def apply_output_stride(backbone: Any, output_stride: OutputStride, architecture: str) -> None:
     """Makes the last maps of a ResNet finer: 16 sets the stride of the last stage to 1, 8 of the last two.
 
-    The filters are not dilated, as is usual where class activation maps are to localize (Zhou et al. 2016,
-    https://arxiv.org/abs/1512.04150, removed late strides and pooling for the same reason; so do Choe et al. 2020,
-    https://arxiv.org/abs/2001.07437). No parameter changes shape. Named for the ImageNet stem; with a small stem all
-    strides are four (two) times smaller.
+    The filters are not dilated, as is usual where class activation maps are to localize: Zhou et al. 2016
+    (https://arxiv.org/abs/1512.04150) cut late layers for the sake of finer maps, Choe et al. 2020
+    (https://arxiv.org/abs/2001.07437) set late strides to 1. No parameter changes shape. The values hold for the
+    ImageNet stem; with "small" all strides are four times smaller, with "small_stride2" twice.
 
     Raises:
         UserError: If the value is not 8, 16 or 32, or the architecture is not a ResNet.

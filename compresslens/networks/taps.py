@@ -48,7 +48,7 @@ def feature_taps(network: nn.Module, names: Iterable[str], *, start_graph: bool 
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.callback(root.register_forward_pre_hook(_disable_grad).remove)
-            stack.callback(root.register_forward_hook(_enable_grad, always_call=True).remove)
+            stack.callback(root.register_forward_hook(_enable_grad).remove)
         for name, layer in layers.items():
             if name == "features":
                 handle = layer.register_forward_pre_hook(_tap_input(taps, start_graph))
@@ -64,11 +64,12 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
     Raises:
         UserError: If there is none; the nearest names are given.
     """
-    layers = _named_layers(network)
-    for candidate in (f"backbone.{name}", name):
-        if candidate in layers:
-            return layers[candidate]
-    options = [layer.removeprefix("backbone.") for layer in layers]
+    root = unwrap(network)
+    for base in (_backbone(root), root):
+        layer = _descend(base, name)
+        if layer is not None:
+            return layer
+    options = [layer.removeprefix("backbone.") for layer in _named_layers(root)]
     raise UserError(f"there is no layer '{name}' in {_describe(network)}. Nearest: {nearest(name, options, count=3)}.")
 
 
@@ -121,6 +122,15 @@ def unwrap(module: nn.Module) -> nn.Module:
 def _backbone(network: nn.Module) -> Any:
     root = unwrap(network)
     return unwrap(getattr(root, "backbone", root))
+
+
+def _descend(module: nn.Module, name: str) -> nn.Module | None:
+    for part in name.split("."):
+        child = module._modules.get(part)
+        if child is None:
+            return None
+        module = unwrap(child)
+    return module
 
 
 def _named_layers(network: nn.Module) -> dict[str, nn.Module]:

@@ -50,15 +50,18 @@ def draw_curves(csv_path: Path, png_path: Path, title: str) -> bool:
     """
     curves, x_label = read_curves(Path(csv_path))
     train_loss = _first(curves, TRAIN_LOSS)
-    train_accuracy = _first(curves, TRAIN_ACCURACY)
-    val_loss, val_accuracy = curves.get("val/loss"), curves.get("val/top1")
-    if train_loss is None and val_loss is None and train_accuracy is None and val_accuracy is None:
+    train_top1 = _first(curves, TRAIN_ACCURACY)
+    val_loss, val_top1 = curves.get("val/loss"), curves.get("val/top1")
+    drawn = [series for series in (train_loss, val_loss, train_top1, val_top1) if series is not None]
+    if not drawn:
         return False
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 5), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08, wspace=0.06))
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=14)
     left, right = figure.subplots(1, 2)
@@ -67,23 +70,27 @@ def draw_curves(csv_path: Path, png_path: Path, title: str) -> bool:
         _draw_training(left, train_loss, "training loss")
     if val_loss is not None:
         _draw_validation(left, val_loss, "validation loss", np.nanargmin, "lowest", "{:.3g}")
-    left.set_ylabel("loss (nats)", fontsize=12)
+    left.set_ylabel("loss (cross-entropy: nats)", fontsize=12)
     _limit_loss(left, [s for s in (train_loss and Series(train_loss.x, smooth(train_loss.y)), val_loss) if s])
 
-    if train_accuracy is not None:
-        _draw_training(right, _percent(train_accuracy), "training top-1")
-    if val_accuracy is not None:
-        _draw_validation(right, _percent(val_accuracy), "validation top-1", np.nanargmax, "best", "{:.1f} %")
+    if train_top1 is not None:
+        _draw_training(right, _percent(train_top1), "training top-1")
+    if val_top1 is not None:
+        _draw_validation(right, _percent(val_top1), "validation top-1", np.nanargmax, "best", "{:.1f} %")
     right.set_ylabel("top-1 accuracy (%)", fontsize=12)
+    low, high = right.get_ylim()
+    right.set_ylim(max(low, -1), min(high, 101))
 
     for axes in (left, right):
         axes.set_xlabel(x_label, fontsize=12)
+        axes.set_xlim(0, 1.02 * max(series.x[-1] for series in drawn))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.tick_params(labelsize=11)
         axes.grid(True, color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.has_data():
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=11, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=11, frameon=False)
         else:
             axes.text(0.5, 0.5, "nothing logged", ha="center", va="center", color=GREY, transform=axes.transAxes)
     runs.write_atomically(Path(png_path), lambda temporary: figure.savefig(temporary, format="png"))
@@ -119,7 +126,7 @@ def read_curves(csv_path: Path) -> tuple[dict[str, Series], str]:
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred moving average that narrows towards the ends; what is not finite is left out.
+    """Centred moving average over what there is of its window; what is not finite is left out.
 
     Args:
         values: N numbers.
@@ -132,8 +139,7 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     position = np.arange(len(values))
-    reach = np.minimum(np.minimum(position, len(values) - 1 - position), half)
-    low, high = position - reach, position + reach + 1
+    low, high = np.maximum(position - half, 0), np.minimum(position + half + 1, len(values))
     with np.errstate(invalid="ignore"):
         return (sums[high] - sums[low]) / (counts[high] - counts[low])
 
@@ -159,10 +165,8 @@ def _draw_validation(axes: Any, series: Series, label: str, best_of: Any, adject
     if np.isfinite(series.y).any():
         best = int(best_of(np.where(np.isfinite(series.y), series.y, np.nan)))
         label = f"{label} ({adjective} {form.format(series.y[best])})"
-        axes.plot(
-            series.x[best], series.y[best], "o", markersize=9, markerfacecolor="none", markeredgecolor=VERMILION, zorder=4
-        )
-    axes.plot(series.x, series.y, color=VERMILION, linewidth=2, linestyle="--", marker=marker, markersize=4, label=label)
+        axes.plot(series.x[best], series.y[best], "o", markersize=10, fillstyle="none", color=VERMILION, zorder=4)
+    axes.plot(series.x, series.y, "--", color=VERMILION, linewidth=2, marker=marker, markersize=4, label=label)
 
 
 def _limit_loss(axes: Any, drawn: list[Series]) -> None:

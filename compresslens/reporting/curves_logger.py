@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,13 @@ class CurvesLogger(Logger):
         late = [line for line in lines[rows:] if _step(line) < step]
         kept = b"".join([HEADER, *lines[:rows], *late])
         if kept != content:
-            runs.write_atomically(self.path, lambda temporary: temporary.write_bytes(kept) and None)
+            runs.write_atomically(self.path, partial(_write, kept))
         self._size, self._written = len(kept), len(lines[:rows]) + len(late)
         self._kept = {(_step(line), _name(line)) for line in late}
 
     def _start(self) -> None:
         """Looks at the file of a run that is being continued."""
-        if self._started or rank_zero_only.rank != 0:
+        if self._started or _rank() != 0:
             return
         self._started = True
         path = self.path
@@ -171,10 +172,18 @@ class CurvesLogger(Logger):
         self._pending = []
 
 
+def _rank() -> int:
+    return getattr(rank_zero_only, "rank", 0)
+
+
 def _row(*values: Any) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(repr(v) if isinstance(v, float) else v for v in values)
     return text.getvalue().encode()
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _step(line: bytes) -> int:

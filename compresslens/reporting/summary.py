@@ -6,23 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+WIDTH_WITHOUT_TERMINAL = 100
 COUNTS = ("parameters", "nonzero_parameters", "macs", "bytes", "cw_gradients", "cw_first_success")
 
 
 def print_summary(folder: Path) -> None:
     """Prints `results.json` of a run as a table; says where everything is."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     path = folder / "results.json"
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_WITHOUT_TERMINAL
     if not path.is_file():
         console.print(f"nothing was measured; the run is in {folder}", markup=False)
         return
     results = json.loads(path.read_text(encoding="utf-8"))
-    table = Table(title=escape(f"{results['name']}, {results['split']} split"), title_justify="left")
-    for heading in ("metric", "model", "95 % interval", "reference", "difference"):
+    table = Table(title=escape(f"{results['name']}, {results['split']} split"), title_justify="left", box=SIMPLE)
+    for heading in ("metric", "model", "95 % interval", "reference", "change"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
     for name, metric in results["metrics"].items():
         table.add_row(escape(name), *row(name, metric))
@@ -31,14 +35,14 @@ def print_summary(folder: Path) -> None:
 
 
 def row(name: str, metric: dict[str, Any]) -> list[str]:
-    """Model, interval, reference and their difference (a ratio for counts), as text."""
+    """Model, interval, reference and their change (a ratio for counts), as text."""
     value, reference, interval = metric["value"], metric["reference"], metric["ci95"]
     is_count = name.rsplit("/", 1)[-1] in COUNTS
-    between = "" if interval is None else f"{show(interval[0], False)} to {show(interval[1], False)}"
-    difference = ""
+    between = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    change = ""
     if value is not None and reference is not None:
-        difference = f"× {value / reference:.3f}" if is_count and reference else f"{value - reference:+.4f}"
-    return [show(value, is_count), between, show(reference, is_count), difference]
+        change = f"× {value / reference:.3f}" if is_count and reference else f"{value - reference:+.4f}"
+    return [show(value, is_count), between, show(reference, is_count), change]
 
 
 def show(value: float | None, is_count: bool) -> str:

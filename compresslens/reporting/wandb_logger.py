@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import secrets
 import warnings
@@ -10,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
@@ -52,7 +50,8 @@ class OfflineFirstWandbLogger(WandbLogger):
     Code, git state, host, hardware, packages and console output are not recorded, and home folders in hyperparameters
     are written as `~`.
 
-    Media: `logger.log_metrics({"name": wandb.Image(...)}, step)`, which is as safe as logging numbers.
+    Log media through the logger (`log_image`, `log_table`, or `log_metrics` with `wandb.Image` and the like as values),
+    not through `experiment`, which lets the failures of wandb through.
 
     Args:
         project: W&B project.
@@ -76,7 +75,6 @@ class OfflineFirstWandbLogger(WandbLogger):
     ) -> None:
         self._online = online
         self._run_folder = save_dir
-        self._warned = False
         try:
             super().__init__(name=name, project=project, group=group, job_type=job_type, tags=tags)
         except ModuleNotFoundError as error:
@@ -106,13 +104,27 @@ class OfflineFirstWandbLogger(WandbLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Adds to the configuration of the W&B run."""
-        content = params if isinstance(params, Mapping) else vars(params)
-        self._guard(lambda: WandbLogger.log_hyperparams(self, _without_home(content)))
+
+        def update() -> None:
+            content = params if isinstance(params, Mapping) else vars(params)
+            WandbLogger.log_hyperparams(self, _without_home(content))
+
+        self._guard(update)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Logs numbers and media."""
         self._guard(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        """Logs images, see `WandbLogger.log_image`."""
+        self._guard(lambda: WandbLogger.log_image(self, *args, **kwargs))
+
+    @rank_zero_only
+    def log_table(self, *args: Any, **kwargs: Any) -> None:
+        """Logs a table, see `WandbLogger.log_table`."""
+        self._guard(lambda: WandbLogger.log_table(self, *args, **kwargs))
 
     def watch(self, *args: Any, **kwargs: Any) -> None:
         """Logs gradients, see `wandb.Run.watch`."""
@@ -128,8 +140,8 @@ class OfflineFirstWandbLogger(WandbLogger):
     @rank_zero_only
     def finish(self) -> None:
         """Ends the W&B run, which otherwise happens when the process ends."""
-        if self._experiment is not None:
-            self._guard(lambda: self.experiment.finish())
+        if self._experiment is not None and not isinstance(self._experiment, NoExperiment):
+            self._guard(self._experiment.finish)
             self._experiment = None
 
     def _start(self) -> Any:
@@ -142,8 +154,7 @@ class OfflineFirstWandbLogger(WandbLogger):
         folder = Path(self.save_dir)
         id_file = folder / "wandb" / "run_id.txt"
         if not id_file.exists():
-            new_id = secrets.token_hex(4)
-            runs.write_atomically(id_file, lambda temporary: temporary.write_text(new_id, encoding="utf-8") and None)
+            runs.write_atomically(id_file, _write_new_id)
         settings: dict[str, Any] = {
             "disable_code": True,
             "disable_git": True,
@@ -159,6 +170,8 @@ class OfflineFirstWandbLogger(WandbLogger):
             "init_timeout": 30,
             "reinit": "create_new",  # never log into somebody else's run
         }
+        if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:
+            settings["x_transaction_log_flush_interval"] = 2.0  # what a killed run loses; the default is 15 seconds
         options: dict[str, Any] = {
             **self._wandb_init,
             "dir": str(folder),
@@ -188,10 +201,14 @@ class OfflineFirstWandbLogger(WandbLogger):
             return "disabled"
         if not self._online or chosen in {"offline", "dryrun"}:
             return "offline"
-        if not _logged_in():
-            self._warn("no W&B API key found, the run stays offline; `wandb login` and `wandb sync` upload it")
-            return "offline"
-        return "online"
+        try:
+            if _logged_in():
+                return "online"
+            reason = "no W&B API key found"
+        except Exception as error:
+            reason = _one_line(error)
+        self._warn(f"{reason}: the run stays offline; `wandb login` and `wandb sync` upload it")
+        return "offline"
 
     def _guard(self, action: Callable[[], Any]) -> None:
         """Does something with the W&B run; the first failure is the last."""
@@ -206,25 +223,30 @@ class OfflineFirstWandbLogger(WandbLogger):
         self._experiment: Any = NoExperiment()
         self._warn(f"W&B does not work, the run goes on without it: {_one_line(error)}")
 
+    @rank_zero_only
     def _warn(self, message: str) -> None:
-        if not self._warned and rank_zero_only.rank == 0:
-            warnings.warn(message, stacklevel=2)
-        self._warned = True
+        warnings.warn(message, stacklevel=2)
 
 
 def _logged_in() -> bool:
-    """Whether wandb would find an API key, without asking the user or the network."""
+    """Whether wandb finds an API key, without asking the user or the network.
+
+    wandb alone knows where it looks: which server is the default and whose entries in `.netrc` count have changed.
+    """
     import wandb
 
-    settings: Any = wandb.setup().settings
-    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or settings.api_key:
-        return True
-    candidates = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in (Path(candidate).expanduser() for candidate in candidates):
-        with suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(str(path)).authenticators(urlsplit(settings.base_url).hostname or ""):
-                return True
-    return False
+    try:
+        from wandb.sdk.lib.wbauth import authenticate_session
+
+        host = wandb.setup().settings.base_url
+        found = authenticate_session(host=host, source="compresslens", prompt=False, update_session=False)
+        return found is not None
+    except (ImportError, AttributeError, TypeError):  # older versions
+        return bool(getattr(getattr(wandb, "api", None), "api_key", None))
+
+
+def _write_new_id(path: Path) -> None:
+    path.write_text(secrets.token_hex(4), encoding="utf-8")
 
 
 def _remove_traces(run: Any) -> None:

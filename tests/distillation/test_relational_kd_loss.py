@@ -78,6 +78,12 @@ def test_coinciding_samples_have_finite_moderate_gradients(dtype: torch.dtype) -
     assert student.grad.abs().max() < 1e3
 
 
+def test_coinciding_samples_have_no_angle_to_learn() -> None:
+    student = torch.tensor([[1.0, 2], [1, 2], [3, 0]], requires_grad=True)
+    value(student, random(3, 4, seed=2, dtype=torch.float32), distance=0).backward()
+    torch.testing.assert_close(student.grad, torch.zeros(3, 2), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (1, 3)])
 def test_all_samples_coinciding(shape: tuple[int, int]) -> None:
     student = torch.ones(shape, requires_grad=True)

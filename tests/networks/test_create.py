@@ -74,6 +74,11 @@ def test_a_plain_name_is_timms_and_a_prefix_settles_it() -> None:
     assert type(create_network("torchvision/resnet18", 3).backbone).__module__.startswith("torchvision.")
 
 
+def test_a_cnn_with_several_classifiers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"RepVit has no single .* layer as its classifier"):
+        create_network("repvit_m0_9", num_classes=3)
+
+
 def test_a_class_count_below_one_is_refused() -> None:
     with pytest.raises(UserError, match="num_classes is 0"):
         create_network("resnet18", num_classes=0)
@@ -140,7 +145,7 @@ def test_hub_weights_come_from_its_cache_without_network(
 ) -> None:
     from safetensors.torch import save_file
 
-    source = timm.create_model("resnet18")
+    source: Any = timm.create_model("resnet18")
     save_file(source.state_dict(), tmp_path / "model.safetensors")
     hub_cache(monkeypatch, str(tmp_path / "model.safetensors"))
     network: Any = create_network("resnet18", num_classes=4, weights="timm", image_size=32)

@@ -71,6 +71,7 @@ def test_a_layer_followed_by_an_in_place_one_keeps_its_values(network: Any, imag
         ("torchvision/mobilenet_v2", "classifier.1", 1280),
         ("torchvision/densenet121", "classifier", 1024),
         ("resnetv2_18", "head.fc", 512),  # a 1×1 convolution
+        ("convformer_s18", "head.fc.fc2", 2048),  # a head with a hidden layer
         ("squeezenet1_1", "classifier.1", 512),  # a convolution over a map
     ],
 )
@@ -93,7 +94,7 @@ def test_gradients_flow_through_taps(network: Any, images: Tensor) -> None:
     maps = up_to_layer3(network, images).detach().requires_grad_()
     (expected,) = torch.autograd.grad(from_layer3(network, maps).sum(), maps)
     torch.testing.assert_close(gradient, expected)
-    (gradient,) = torch.autograd.grad(taps["features"].sum(), find_layer(network, "conv1").weight)
+    (gradient,) = torch.autograd.grad(taps["features"].sum(), network.backbone.conv1.weight)
     assert gradient.abs().sum() > 0
 
 
@@ -128,6 +129,15 @@ def test_a_started_graph_reaches_every_later_tap_and_every_forward(network: Any,
             gradients = torch.autograd.grad(logits.sum(), [taps["layer3"], taps["layer4"], taps["features"]])
             assert all(gradient.abs().sum() > 0 for gradient in gradients)
             assert taps["layer3"].is_leaf
+
+
+def test_a_graph_can_start_at_an_inference_tensor() -> None:
+    network: Any = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
+    with torch.inference_mode(), feature_taps(network, ["0"], start_graph=True) as taps:
+        with torch.inference_mode():
+            x = torch.rand(3, 4)
+        (gradient,) = torch.autograd.grad(network(x)[:, 0].sum(), taps["0"])
+    torch.testing.assert_close(gradient, network[1].weight[0].expand(3, -1).detach())
 
 
 def test_gradients_of_features_alone(network: Any, images: Tensor) -> None:

@@ -104,6 +104,9 @@ def test_another_architecture_is_refused(trained: Any, tmp_path: Path) -> None:
     torch.save(lightning_content(trained), tmp_path / "unnamed.ckpt")
     with pytest.raises(UserError, match=r"does not hold a 'resnet34': 96 tensors are missing, such as layer1\.2\."):
         create_network("resnet34", 3, image_size=32, weights=str(tmp_path / "unnamed.ckpt"))
+    torch.save(create_network("resnet34", 3, image_size=32).state_dict(), tmp_path / "larger.pth")
+    with pytest.raises(UserError, match=r"does not hold a 'resnet18': 96 are not part of it, such as layer1\.2\."):
+        small_network(weights=str(tmp_path / "larger.pth"))
     with pytest.raises(UserError, match=r"does not hold a 'densenet121': .* missing"):
         create_network("densenet121", 3, weights=str(tmp_path / "unnamed.ckpt"))
 

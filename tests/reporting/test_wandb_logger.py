@@ -1,0 +1,298 @@
+import json
+import os
+import pickle
+import runpy
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from compresslens.reporting.wandb_logger import NoExperiment, OfflineFirstWandbLogger
+from compresslens.runs import RUN_DIRECTORY_VARIABLE
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+HOST = "name-of-this-machine"
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keeps wandb out of the user's folders and the user's account out of the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb" / name))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(socket, "gethostname", lambda: HOST)
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "home" / "runs" / "distill" / "20260101-120000"
+    path.mkdir(parents=True)
+    return path
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All records of all parts of the run, oldest first."""
+    leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
+    parts = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    texts = [subprocess.run([*leet, str(part)], check=True, capture_output=True, text=True).stdout for part in parts]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in found if record["type"] == kind]
+
+
+def test_an_offline_run_can_be_read_back_and_tells_nothing_about_the_machine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = OfflineFirstWandbLogger(save_dir=str(folder), group="cifar10", job_type="distill", tags=["a", "b"])
+    logger.log_hyperparams({"lr": 0.1, "data": {"root": str(Path.home() / "data")}})
+    print(Path.home(), HOST)
+    for step in range(3):
+        logger.log_metrics({"train/loss": 1 / (step + 1), "epoch": 0}, step)
+    logger.log_metrics({"grid": wandb.Image(np.zeros((4, 4, 3), np.uint8))}, 2)
+    logger.log_image("grids", [np.zeros((4, 5, 3), np.uint8)], 2)
+    logger.finalize("success")
+    logger.log_metrics({"test/top1": 0.5}, 3)
+    logger.finish()
+
+    found = records(folder)
+    run = of_kind(found, "run")[0]
+    assert run["project"] == "compresslens"
+    assert run["display_name"] == "distill/20260101-120000"
+    assert (run["run_group"], run["job_type"], run["tags"]) == ("cifar10", "distill", ["a", "b"])
+    assert run["run_id"] == (folder / "wandb" / "run_id.txt").read_text()
+    config = {key: value for record in of_kind(found, "config") for key, value in record["update"].items()}
+    assert config == {"lr": 0.1, "data": {"root": "~/data"}}
+    history = [record["item"] for record in of_kind(found, "history")]
+    assert [item.get("train/loss") for item in history[:3]] == [1, 1 / 2, 1 / 3]
+    assert [item["trainer/global_step"] for item in history] == [0, 1, 2, 2, 2, 3]
+    assert history[5]["test/top1"] == 0.5
+    assert len(list(folder.glob("wandb/*/files/media/images/*.png"))) == 2
+
+    for path in folder.rglob("*"):
+        assert not path.is_symlink()
+        content = path.read_bytes() if path.is_file() else b""
+        for secret in (str(Path.home()), str(tmp_path), HOST, KEY, sys.executable):
+            assert secret.encode() not in content, path
+
+
+def test_a_continued_run_keeps_its_id_and_never_joins_another_one(folder: Path) -> None:
+    for step in range(2):
+        logger = OfflineFirstWandbLogger(save_dir=str(folder))
+        logger.log_metrics({"x": step}, step)
+        assert logger.version == (folder / "wandb" / "run_id.txt").read_text()
+        logger.finish()
+        # two parts that start within the same second would get the same folder
+        (part,) = folder.glob("wandb/offline-run-2*")
+        part.rename(part.with_name(f"offline-run-part{step}"))
+    found = records(folder)
+    assert [record["item"]["x"] for record in of_kind(found, "history")] == [0, 1]
+    assert len({record["run_id"] for record in of_kind(found, "run")}) == 1
+
+    other = folder.with_name("other")
+    first, second = OfflineFirstWandbLogger(save_dir=str(folder)), OfflineFirstWandbLogger(save_dir=str(other))
+    assert first.experiment.id != second.experiment.id
+    first.finish()
+    second.finish()
+
+
+def test_the_folder_is_that_of_the_current_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = OfflineFirstWandbLogger()
+    monkeypatch.setenv(RUN_DIRECTORY_VARIABLE, str(folder))
+    assert logger.save_dir == str(folder)
+
+
+# When to be online ----------------------------------------------------------------------------------------------------
+
+
+class FakeRun:
+    """Stands for what `wandb.init` returns."""
+
+    id = "fake"
+    settings = type("Settings", (), {"sync_dir": "nowhere"})()
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+
+    def define_metric(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of every `wandb.init`, which starts nothing."""
+    calls: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> FakeRun:
+        calls.append(options)
+        return FakeRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    return calls
+
+
+@pytest.mark.parametrize("source", ["environment", "netrc"])
+def test_online_if_asked_and_logged_in(
+    folder: Path, starts: list[dict[str, Any]], source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    else:
+        Path(os.environ["NETRC"]).write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
+        Path(os.environ["NETRC"]).chmod(0o600)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(OfflineFirstWandbLogger(online=True, save_dir=str(folder)).experiment, FakeRun)
+        assert isinstance(OfflineFirstWandbLogger(online=False, save_dir=str(folder)).experiment, FakeRun)
+    assert [call["mode"] for call in starts] == ["online", "offline"]
+    assert starts[0]["resume"] == "allow"
+    assert starts[0]["id"] == starts[1]["id"]
+
+
+@pytest.mark.parametrize(("key", "message"), [("", "no W&B API key"), ("nonsense", "API_KEY invalid")])
+def test_offline_with_a_warning_without_a_valid_api_key(
+    folder: Path, starts: list[dict[str, Any]], key: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    logger = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
+    one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(2)], f"{message}.*stays offline")
+    assert [call["mode"] for call in starts] == ["offline"]
+
+
+def test_older_versions_of_wandb_are_asked_in_their_way(
+    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb.sdk.lib.wbauth", None)
+    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=KEY))
+    OfflineFirstWandbLogger(online=True, save_dir=str(folder)).log_metrics({"x": 1.0}, 0)
+    assert [call["mode"] for call in starts] == ["online"]
+
+
+def test_offline_if_the_environment_says_so(
+    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    OfflineFirstWandbLogger(online=True, save_dir=str(folder)).log_metrics({"x": 1.0}, 0)
+    assert [call["mode"] for call in starts] == ["offline"]
+
+
+# Whatever goes wrong --------------------------------------------------------------------------------------------------
+
+
+def use_in_every_way(logger: OfflineFirstWandbLogger) -> None:
+    logger.log_hyperparams({"a": 1})
+    logger.log_metrics({"x": 1.0}, 0)
+    logger.log_metrics({"x": 2.0}, 1)
+    logger.experiment.log({"x": 1})
+    logger.experiment.config.update({"a": 2})
+    logger.experiment.summary["a"] = 2
+    logger.watch(None)
+    logger.log_image("figure", ["figure.png"])
+    logger.log_table("table", columns=["a"], data=[["b"]])
+    logger.log_text("text", columns=["a"], data=[["b"]])
+    logger.save()
+    logger.finalize("success")
+    pickle.loads(pickle.dumps(logger))
+    logger.finish()
+
+
+def one_warning(action: Any, pattern: str) -> None:
+    with pytest.warns(UserWarning, match=pattern) as caught:
+        action()
+    assert len([w for w in caught if issubclass(w.category, UserWarning)]) == 1
+
+
+def raising(*args: Any, **kwargs: Any) -> Any:
+    raise wandb.errors.CommError("no route\nto host")
+
+
+def test_a_failing_init_costs_one_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", raising)
+    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    one_warning(lambda: use_in_every_way(logger), "goes on without it: CommError: no route to host")
+
+
+def test_a_failing_log_costs_one_warning(
+    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    monkeypatch.setattr(FakeRun, "log", raising)
+    one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(3)], "no route to host")
+    assert isinstance(logger.experiment, NoExperiment)
+    assert logger.version is None
+
+
+def test_an_unreachable_server_leaves_an_offline_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    original = wandb.init
+    monkeypatch.setattr(
+        wandb, "init", lambda mode, **rest: raising() if mode == "online" else original(mode=mode, **rest)
+    )
+    logger = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
+    one_warning(lambda: logger.log_metrics({"x": 1.0}, 0), "cannot be reached, the run stays offline")
+    logger.finish()
+    assert of_kind(records(folder), "history")[0]["item"]["x"] == 1
+
+
+def test_a_read_only_folder_costs_one_warning(folder: Path) -> None:
+    (folder / "wandb").write_text("a file where a folder should be")
+    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "goes on without it")
+
+
+def test_disabled_by_the_environment(
+    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "WANDB_MODE=disabled")
+    assert starts == []
+    assert list(folder.iterdir()) == []
+
+
+def test_without_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "goes on without it")
+
+
+def test_with_a_broken_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "goes on without it")
+
+
+def test_other_ranks_start_nothing(folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use_rank = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
+        use_rank.log_hyperparams({"a": 1})
+        use_rank.log_metrics({"x": 1.0}, 0)
+        use_rank.experiment.log({"x": 1})
+        use_rank.finish()
+    assert starts == []
+    assert list(folder.iterdir()) == []
+
+
+def test_wandb_is_imported_only_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # makes every import fail
+    module = runpy.run_path(str(Path(sys.modules[OfflineFirstWandbLogger.__module__].__file__ or "")))
+    module["OfflineFirstWandbLogger"]()
