@@ -37,7 +37,9 @@ def create_run(runs_dir: Path, name: str) -> Path:
             if not folder.is_dir():
                 break
         except OSError as error:
-            raise UserError(f"cannot create the run folder {folder}: {error.strerror}; choose another --runs_dir") from None
+            raise UserError(
+                f"cannot create the run folder {folder}: {error.strerror}; choose another --runs_dir"
+            ) from None
     raise UserError(f"cannot create a run folder under {runs_dir / name}; choose another --runs_dir or --name")
 
 

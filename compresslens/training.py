@@ -58,5 +58,3 @@ def dry_run(network: nn.Module, image_size: int) -> Tensor:
     finally:
         for module, training in modes:
             module.training = training
-
-

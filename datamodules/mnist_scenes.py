@@ -48,9 +48,13 @@ class SceneStyle:
     def __post_init__(self) -> None:
         for name, (low, high) in {"dimming": self.dimming, "digit_size": self.digit_size}.items():
             if not 0 <= low <= high <= 1:
-                raise UserError(f"MNISTScenes: {name} is {[low, high]}; give two fractions in [0, 1], the smaller first.")
+                raise UserError(
+                    f"MNISTScenes: {name} is {[low, high]}; give two fractions in [0, 1], the smaller first."
+                )
         if self.digit_size[0] * self.image_size < 8:
-            raise UserError(f"MNISTScenes: digits of {self.digit_size[0]:g} × {self.image_size} pixels are not legible.")
+            raise UserError(
+                f"MNISTScenes: digits of {self.digit_size[0]:g} × {self.image_size} pixels are not legible."
+            )
         if not 0 <= self.shortcut <= 1:
             raise UserError(f"MNISTScenes: shortcut is {self.shortcut}; it is a probability in [0, 1].")
 
@@ -123,7 +127,9 @@ class SceneDataset(Dataset[Any]):
         chosen = np.tile(digit_indices(labels, split, seed), scenes_per_digit)
         photos = photo_regions(load_photos(), split, style.image_size)
         scenes = [
-            compose(digits[digit], int(labels[digit]), photos, style if split == "train" else unbiased(style), generator)
+            compose(
+                digits[digit], int(labels[digit]), photos, style if split == "train" else unbiased(style), generator
+            )
             for index, digit in enumerate(chosen)
             for generator in [np.random.default_rng((seed, SPLIT_NUMBER[split], index))]
         ]

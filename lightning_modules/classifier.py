@@ -113,7 +113,10 @@ class ImageClassifier(pl.LightningModule):
             return optimizer
         scheduler = build_scheduler(self.scheduler, optimizer, int(self.trainer.estimated_stepping_batches))
         options = {"scheduler": scheduler, "interval": self.scheduler_interval}
-        return {"optimizer": optimizer, "lr_scheduler": {**options, "monitor": getattr(scheduler, "monitor", "val/loss")}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {**options, "monitor": getattr(scheduler, "monitor", "val/loss")},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the architecture, so that loading into another one can say so."""
@@ -201,7 +204,9 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_metrics(self, part: str) -> None:
         values = {f"{part}/{name}": value for name, value in self.metrics[part].compute().items()}
-        self.log_dict({**values, f"{part}/loss": self.mean_loss[part].compute()}, prog_bar=part == "val", sync_dist=False)
+        self.log_dict(
+            {**values, f"{part}/loss": self.mean_loss[part].compute()}, prog_bar=part == "val", sync_dist=False
+        )
         self.metrics[part].reset()
         self.mean_loss[part].reset()
 

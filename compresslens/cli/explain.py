@@ -77,7 +77,9 @@ def arguments_of(class_path: str) -> list[str]:
     for base in target.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters.values()
-            names |= {p.name: None for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+            names |= {
+                p.name: None for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+            }
             if not any(p.kind == p.VAR_KEYWORD for p in parameters):
                 break
     return list(names)

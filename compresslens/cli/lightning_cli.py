@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -76,6 +77,8 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Chooses the run folder once the command line is known to be right; removes it if nothing can be built."""
+        gc.freeze()
+        gc.enable()  # the command line switched it off during the imports
         folder = CLI.choose_folder()
         os.environ[runs.RUN_DIRECTORY_VARIABLE] = str(folder)
         self.write_config()
@@ -115,9 +118,7 @@ class CLI(LightningCLI):
         best = runs.current_run() / "checkpoints" / "best.ckpt"
         if self.trainer.interrupted or self.trainer.fast_dev_run or not best.is_file():
             return
-        self.trainer.test(
-            self.model, datamodule=self.datamodule, ckpt_path=str(best), weights_only=True, verbose=False
-        )
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
 
     def finish(self) -> None:
         """Marks the run as finished on rank zero, and shows what it found."""

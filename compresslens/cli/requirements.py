@@ -32,7 +32,10 @@ def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> No
             continue
         command = [sys.executable, sys.argv[0], "fit", "--config", str(path), "--runs_dir", str(runs_dir)]
         resume = any(not (folder / runs.FINISHED_FILE).exists() for folder in runs.runs_of(runs_dir, path.stem)[-1:])
-        print(f"{display(path)} is required and has no finished run: {'resuming' if resume else 'training'} it first", flush=True)
+        print(
+            f"{display(path)} is required and has no finished run: {'resuming' if resume else 'training'} it first",
+            flush=True,
+        )
         command += ["--resume"] if resume else data_overrides(overrides)
         status = subprocess.run(command, check=False, env=undistributed_environment()).returncode
         if status != 0:
@@ -42,7 +45,16 @@ def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> No
 def undistributed_environment() -> dict[str, str]:
     """This process' environment without what torchrun or SLURM set for its ranks."""
     foreign = ("TORCHELASTIC_", "SLURM_", "COMPRESSLENS_")
-    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"}
+    ranks = {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+    }
     return {k: v for k, v in os.environ.items() if k not in ranks and not k.startswith(foreign)}
 
 

@@ -1,0 +1,98 @@
+"""Whole experiments of every kind, for the tests that interrupt and continue them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torchvision.transforms import v2
+
+from compresslens.distillation import HintLoss, LogitKDLoss
+from lightning_modules import Distillation, ImageClassifier
+from tests.lightning_modules.tiny import SIZE, NoiseData, TinyNetwork
+
+Experiment = tuple[pl.LightningModule, NoiseData, dict[str, Any], list[pl.Callback]]
+
+
+def optimization() -> dict[str, Any]:
+    sgd = partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    return {"optimizer": sgd, "scheduler": partial(OneCycleLR, max_lr=0.1)}
+
+
+def augmentation() -> list[torch.nn.Module]:
+    return [v2.RandomCrop(SIZE, padding=2), v2.RandomHorizontalFlip()]
+
+
+def classifier() -> Experiment:
+    """Augmentation, mixup, dropout, one cycle."""
+    module = ImageClassifier(TinyNetwork(), **optimization(), mixup_alpha=0.3, label_smoothing=0.1)
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def cached() -> Experiment:
+    """Distillation from cached logits."""
+    module = Distillation(TinyNetwork(), TinyNetwork(6, seed=1), [LogitKDLoss()], **optimization())
+    return module, NoiseData(), {}, []
+
+
+def hints() -> Experiment:
+    """Distillation with augmentation and an adapter."""
+    losses = [LogitKDLoss(), HintLoss(["layer2"])]
+    module = Distillation(TinyNetwork(), TinyNetwork(6, seed=1), losses, **optimization())
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def averaged() -> Experiment:
+    """An exponential moving average of the weights."""
+    module, data, options, _ = classifier()
+    return module, data, options, [pl.callbacks.EMAWeightAveraging(decay=0.8)]
+
+
+def averaged_hints() -> Experiment:
+    """An exponential moving average of a student with an adapter."""
+    module, data, options, _ = hints()
+    return module, data, options, [pl.callbacks.EMAWeightAveraging(decay=0.8)]
+
+
+def accumulated() -> Experiment:
+    module, data, _, _ = classifier()
+    return module, data, {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}, []
+
+
+def often_validated() -> Experiment:
+    module, data, _, _ = classifier()
+    return module, data, {"val_check_interval": 4}, []
+
+
+def workers() -> Experiment:
+    """AdamW, a scheduler that moves once per epoch, worker processes, bfloat16."""
+    module = ImageClassifier(
+        TinyNetwork(),
+        partial(AdamW, lr=0.01),
+        partial(CosineAnnealingLR, T_max=3),
+        scheduler_interval="epoch",
+        cutmix_alpha=1.0,
+        decay_norm_and_bias=False,
+    )
+    return module, NoiseData(train_transforms=augmentation(), num_workers=2), {"precision": "bf16-mixed"}, []
+
+
+def plateau() -> Experiment:
+    """A scheduler that looks at a metric."""
+    scheduler = partial(pl.cli.ReduceLROnPlateau, monitor="val/loss", patience=0, threshold=0.5)
+    module = ImageClassifier(TinyNetwork(), partial(SGD, lr=0.1), scheduler, scheduler_interval="epoch")
+    return module, NoiseData(), {"max_epochs": 4}, []
+
+
+def stopped_early() -> Experiment:
+    module, data, _, _ = classifier()
+    return module, data, {"max_epochs": 6}, [pl.callbacks.EarlyStopping("val/top1", mode="max", patience=1, min_delta=0.5)]
+
+
+def fixed_steps() -> Experiment:
+    module, data, _, _ = classifier()
+    return module, data, {"max_steps": 22, "max_epochs": -1}, []

@@ -1,0 +1,177 @@
+"""A data set of coloured noise, networks of a few hundred weights, and whole runs in processes that can be killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from callbacks import Accuracy, BestCheckpoint, Curves, Footprint, LastCheckpoint, Results
+from compresslens.reporting import CurvesLogger
+from datamodules import ImageDataModule
+from datamodules.image_datamodule import Split
+
+SIZE = 12
+CLASSES = 7
+BATCHES = 9
+SIZES = {"train": 8 * BATCHES + 3, "val": 29, "test": 43}
+
+
+class Noise(Dataset[Any]):
+    """Noise whose brightness and colour depend on the class, so that something can be learned."""
+
+    def __init__(self, split: Split, size: int) -> None:
+        generator = np.random.default_rng((7, ["train", "val", "test"].index(split)))
+        self.targets = np.arange(size) % CLASSES
+        colour = np.stack([self.targets * 20, 200 - self.targets * 20, self.targets % 2 * 80], 1)[:, :, None, None]
+        noise = generator.integers(0, 56, (size, 3, SIZE, SIZE))
+        self.images = torch.from_numpy((colour + noise).astype(np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.targets[index])
+
+
+class NoiseData(ImageDataModule):
+    """75 training images (9 batches of 8), 29 to validate, 43 to test."""
+
+    def __init__(self, sizes: Mapping[str, int] = SIZES, **options: Any) -> None:
+        super().__init__(SIZE, **{"batch_size": 8, "eval_batch_size": 10, "probe_samples": CLASSES, **options})
+        self.sizes = sizes
+
+    @property
+    def class_names(self) -> list[str]:
+        return [f"class {number}" for number in range(CLASSES)]
+
+    def build_dataset(self, split: Split) -> Noise:
+        return Noise(split, self.sizes[split])
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions with batch normalization, dropout and a linear classifier."""
+
+    def __init__(self, width: int = 4, dropout: float = 0.3, classes: int = CLASSES, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layer1 = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            self.layer2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
+            self.dropout = nn.Dropout(dropout)
+            self.classifier = nn.Linear(2 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.layer2(self.layer1(images)).mean((2, 3))))
+
+
+def probes() -> list[pl.Callback]:
+    return [Curves(), Footprint(), Accuracy(), Results()]
+
+
+def trainer(folder: Path, callbacks: list[pl.Callback] | None = None, **options: Any) -> pl.Trainer:
+    """A quiet trainer on the CPU whose run folder is `folder`."""
+    warnings.filterwarnings("ignore", ".*does not have many workers|.*isinstance\\(treespec|.*barrier\\(\\)")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(
+        default_root_dir=folder,
+        callbacks=probes() if callbacks is None else callbacks,
+        enable_checkpointing=any(isinstance(c, BestCheckpoint | LastCheckpoint) for c in callbacks or []),
+        **{"accelerator": "cpu", "devices": 1, "logger": False, "max_epochs": 3, **quiet, **options},
+    )
+
+
+# Runs that are killed -------------------------------------------------------------------------------------------------
+
+Recipe = Callable[[], tuple[pl.LightningModule, ImageDataModule, dict[str, Any], list[pl.Callback]]]
+
+
+class Kill(pl.Callback):
+    """Ends the process like `kill -9` at the given call of a hook."""
+
+    def __init__(self, hook: str, count: int) -> None:
+        self.calls = 0
+        self.count = count
+        setattr(self, hook, self._called)
+
+    def _called(self, *args: Any) -> None:
+        self.calls += 1
+        if self.calls == self.count:
+            kill_this_process()
+
+
+def kill_this_process(*args: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def whole_run(
+    folder: Path, recipe: Recipe, kill_first: list[Kill] = [], kill_last: list[Kill] = [], cadence: int = 4
+) -> None:
+    """What `train.py fit` does: fits from `last.ckpt` if there is one, and tests `best.ckpt`."""
+    torch.set_num_threads(1)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    pl.seed_everything(0, verbose=False)
+    module, data, options, more = recipe()
+    callbacks = [*kill_first, BestCheckpoint(), LastCheckpoint(cadence), *more, *probes(), *kill_last]
+    loop = trainer(folder, callbacks, **{"logger": CurvesLogger(str(folder)), "log_every_n_steps": 2, **options})
+    last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
+    loop.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    loop.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+
+
+def in_process(function: Callable[..., None], *arguments: Any) -> int:
+    """Exit status of a process of its own (negative: the signal that ended it)."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two run folders do not have in common to the last bit; times apart."""
+    found = []
+    for name in ("best", "last"):
+        states = [torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for folder in (one, other)]
+        for state in states:
+            for key in [key for key in state["callbacks"] if key.startswith("Results")]:
+                del state["callbacks"][key]
+        found += [f"{name}.ckpt {place}" for place in unequal(*states)]
+    for name in ("metrics.csv", "samples.parquet"):
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(name)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+    if results[0]["metrics"] != results[1]["metrics"]:
+        found.append("results.json")
+    return found
+
+
+def unequal(one: Any, other: Any, place: str = "") -> list[str]:
+    """Places where two nested structures differ."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if set(one) != set(other):
+            return [f"{place} keys {sorted(map(str, set(one) ^ set(other)))}"]
+        return [text for key in one for text in unequal(one[key], other[key], f"{place}.{key}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [text for number, pair in enumerate(zip(one, other, strict=True)) for text in unequal(*pair, f"{place}[{number}]")]
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [f"{place}: tensor"]
+    return [] if one == other and type(one) is type(other) else [f"{place}: {one} != {other}"]
