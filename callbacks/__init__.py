@@ -4,6 +4,7 @@ from callbacks.accuracy import Accuracy
 from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.curves import Curves
 from callbacks.footprint import Footprint
+from callbacks.predictions import Predictions
 from callbacks.results import Results
 
-__all__ = ["Accuracy", "BestCheckpoint", "Curves", "Footprint", "LastCheckpoint", "Results"]
+__all__ = ["Accuracy", "BestCheckpoint", "Curves", "Footprint", "LastCheckpoint", "Predictions", "Results"]

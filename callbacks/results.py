@@ -82,6 +82,7 @@ class Results(pl.Callback):
             "split": "val" if trainer.state.fn == "validate" else "test",
             "seed": config.get("seed_everything") if config else None,
             "metrics": {name: metric.as_json() for name, metric in sorted(self.metrics.items())},
+            "precision": trainer.precision,
             "wall_seconds": self.wall_seconds,
             "verdicts": {},
             "versions": versions(),

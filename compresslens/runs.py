@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,11 @@ def latest_run(runs_dir: Path, name: str) -> Path | None:
 
 
 def discard_unused(folder: Path) -> None:
-    """Removes a run folder in which nothing happened yet; any other stays."""
-    if {entry.name for entry in folder.iterdir()} <= {".lock", "config.yaml"}:
+    """Removes a run folder in which nothing was measured or saved yet; any other stays."""
+    if {entry.name for entry in folder.iterdir()} <= {".lock", "config.yaml", "wandb"}:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # other runs of that name
+            folder.parent.rmdir()
 
 
 def finish(folder: Path) -> None:
@@ -88,7 +91,7 @@ def finish(folder: Path) -> None:
 
 
 def lock(folder: Path) -> None:
-    """Holds the folder for this process until it ends, however it ends.
+    """Holds the folder for this process until :func:`release`, or until the process ends, however it ends.
 
     Raises:
         UserError: another living process holds it.
@@ -100,6 +103,12 @@ def lock(folder: Path) -> None:
         handle.close()
         raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
     _locks[folder] = handle
+
+
+def release(folder: Path) -> None:
+    """Lets other processes have the folder, if this one holds it."""
+    if folder in _locks:
+        _locks.pop(folder).close()
 
 
 def current_run() -> Path:

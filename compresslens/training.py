@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from compresslens.errors import UserError
 
 
 def parameter_groups(module: nn.Module, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
@@ -24,13 +27,35 @@ def parameter_groups(module: nn.Module, decay_norm_and_bias: bool) -> list[dict[
     return [{"params": others}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def build_scheduler(factory: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> Any:
+def optimizer_steps(batches: int, limit: float, accumulated: int, epochs: int, most: int = -1) -> int:
+    """Optimizer steps of a whole training.
+
+    Args:
+        batches: in the training loader of one process.
+        limit: `limit_train_batches` of the trainer: a number of batches (int), or a fraction of them (float).
+        accumulated: batches per step; what is left over at the end of an epoch makes a step of its own.
+        epochs: greatest number of epochs; -1 for no limit.
+        most: greatest number of steps; -1 for no limit.
+
+    Raises:
+        UserError: there is no limit at all.
+    """
+    if epochs < 0:
+        if most < 0:
+            raise UserError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        return most
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(used / accumulated) * epochs
+    return steps if most < 0 else min(steps, most)
+
+
+def build_scheduler(factory: Callable[..., Any], optimizer: Optimizer, total_steps: Callable[[], int]) -> Any:
     """Makes the scheduler, telling it the number of steps if it needs that and the config does not say.
 
     Args:
         factory: takes the optimizer, and keyword arguments of the scheduler's class.
         optimizer: what the scheduler drives.
-        total_steps: optimizer steps of the whole training.
+        total_steps: gives the number of the scheduler's steps in the whole training.
     """
     try:
         return factory(optimizer)
@@ -38,7 +63,7 @@ def build_scheduler(factory: Callable[..., Any], optimizer: Optimizer, total_ste
         if "total_steps" not in str(error) and "T_max" not in str(error):
             raise
         name = "total_steps" if "total_steps" in str(error) else "T_max"
-        return factory(optimizer, **{name: total_steps})
+        return factory(optimizer, **{name: total_steps()})
 
 
 def step_seed(*numbers: int) -> int:

@@ -216,7 +216,7 @@ class ImageDataModule(pl.LightningDataModule):
     def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
         dataset = self.dataset(split)
         sampler = EvaluationSampler(len(dataset), *self._rank())
-        return DataLoader(dataset, self.eval_batch_size, sampler=sampler, **self._loader_options())
+        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -19,13 +19,13 @@ def misspelt_keys(document: dict[str, Any], destinations: list[str]) -> Iterator
     """
     top = sorted({destination.split(".")[0] for destination in destinations})
     for key, value in document.items():
-        name = key.removesuffix("+")
+        name = str(key).removesuffix("+")
         if name not in top:
-            yield f"there is no key {key!r}{nearest(key, [*top, 'extends', 'requires'])}"
+            yield f"there is no key {key!r}{nearest(name, [*top, 'extends', 'requires'])}"
             continue
         if name == "trainer" and isinstance(value, dict):
             below = [d.removeprefix("trainer.") for d in destinations if d.startswith("trainer.")]
-            unknown = [k for k in value if k.removesuffix("+") not in below]
+            unknown = [str(k) for k in value if str(k).removesuffix("+") not in below]
             yield from (f"trainer has no key {k!r}{nearest(k, below)}" for k in unknown)
         yield from misspelt_class_keys(value, key)
 
@@ -37,7 +37,7 @@ def misspelt_class_keys(value: Any, place: str) -> Iterator[str]:
             yield from misspelt_class_keys(item, f"{place}[{number}]")
     if isinstance(value, dict):
         if "class_path" in value:
-            unknown = [key for key in value if key not in CLASS_KEYS]
+            unknown = [str(key) for key in value if key not in CLASS_KEYS]
             yield from (f"{place}: {k!r} beside class_path{nearest(k, list(CLASS_KEYS))}" for k in unknown)
         for key, item in value.items():
             yield from misspelt_class_keys(item, f"{place}.{key}")

@@ -20,21 +20,39 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
     Args:
         name: a bare name ("distill_resnet18.yaml", with or without the ending) or a name below `configs/`
             ("cifar10/distill_resnet18.yaml"); anything else with a slash is a path.
-        relative_to: folder of the file that named this one; looked at first.
+        relative_to: folder of the file that named this one; looked at first, instead of the working folder.
 
     Raises:
         UserError: no such file; the nearest name is suggested.
     """
     name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-    folders = ([relative_to] if relative_to else []) + ([Path()] if "/" in name else []) + [CONFIG_DIRECTORY]
-    for folder in folders:
+    first = [relative_to] if relative_to else [Path()] if "/" in name else []
+    for folder in [*first, CONFIG_DIRECTORY]:
         path = (folder / Path(name).expanduser()).resolve()
         if path.is_file():
             return path
-    shipped = sorted(str(path.relative_to(CONFIG_DIRECTORY)) for path in CONFIG_DIRECTORY.rglob("*.yaml"))
-    near = difflib.get_close_matches(name, shipped, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(shipped)}"
+    if Path(name).is_file():
+        raise UserError(f"no config {name!r} in {display(CONFIG_DIRECTORY)}; did you mean './{name}'?")
+    experiments = shipped_configs()
+    near = difflib.get_close_matches(name, experiments, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "`python train.py --help` lists the shipped ones"
     raise UserError(f"no config {name!r}; {hint}")
+
+
+def shipped_configs() -> list[str]:
+    """Names of the experiments below `configs/`, without what they have in common."""
+    paths = (path.relative_to(CONFIG_DIRECTORY) for path in CONFIG_DIRECTORY.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in paths if path.parts[0] != "base")
+
+
+def run_name(path: Path) -> str:
+    """What the runs of a config are called: its stem, after the folders it lies in below `configs/`, joined by "_".
+
+    So `cifar10/teacher_resnet34.yaml` and `teacher_resnet34.yaml` do not share a run folder.
+    """
+    if path.is_relative_to(CONFIG_DIRECTORY):
+        return "_".join(path.relative_to(CONFIG_DIRECTORY).with_suffix("").parts)
+    return path.stem
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -77,6 +95,18 @@ def requirements(chain: list[tuple[Path, dict[str, Any]]]) -> list[Path]:
             names = as_names(document["requires"], "requires", path)
             return [find_config(name, path.parent) for name in names]
     return []
+
+
+def refuse_circles(path: Path, seen: tuple[Path, ...] = ()) -> None:
+    """Follows what a config requires, and what that requires.
+
+    Raises:
+        UserError: configs require each other in a circle.
+    """
+    if path in seen:
+        raise UserError(f"configs require each other: {' -> '.join(p.name for p in (*seen, path))}")
+    for required in requirements(config_chain(path)):
+        refuse_circles(required, (*seen, path))
 
 
 def as_names(value: Any, key: str, path: Path) -> list[str]:

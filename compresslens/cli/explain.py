@@ -8,6 +8,8 @@ import inspect
 import re
 from typing import Any
 
+from compresslens.errors import UserError
+
 LONGEST = 300
 OWNERS = re.compile(r"given class_path '([\w.]+)'|class_path='([\w.]+)'")
 KEYS = re.compile(r"Parser key \"([\w.]+)\"")
@@ -22,7 +24,10 @@ def explain(message: str, parser: Any) -> str:
     """
     text = " ".join(message.split())
     if match := re.search(r"unrecognized arguments: (.*)", text):
-        return unknown_option(match[1].split()[0].split("=")[0], parser)
+        option = match[1].split()[0].split("=")[0]
+        if class_path := owner(text, match):
+            return unknown_key(option.removeprefix("--").removeprefix("init_args.").split(".")[0], class_path)
+        return unknown_option(option, parser)
     if match := re.search(r"arguments are required: ([\w., ]+)", text):
         return f"the config lacks {', '.join(repr(key.split('.', 1)[-1]) for key in match[1].split(', '))}"
     if match := re.search(r"Key '([\w.]+)' is not expected|Group '[\w.]+' does not accept nested key '([\w.]+)'", text):
@@ -35,11 +40,62 @@ def explain(message: str, parser: Any) -> str:
         return f"cannot import {match[1]!r}{needed_by(text)}"
     if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?: - |$)", text):
         return f"{where(text)}expected {match[1]}, got {match[2].strip()!r}"
-    if match := re.search(r"Given value: (.*)$", text):
-        choices = re.findall(r"'([\w-]+)'", " ".join(re.findall(r"typing\.Literal\[([^\]]*)\]", text)))
-        hint = nearest(match[1].strip(), choices) if choices else ""
-        return f"{where(text)}{match[1].strip()!r} is not a valid value{hint}"
+    if match := re.search(r"Expected a typing\.Literal\[([^\]]*)\]\. Got value: (.*?)(?: - |$)", text):
+        return f"{where(text)}{match[2].strip()!r} is not one of {match[1]}"
+    if match := re.search(r"Given value: (.*?)(?= - Expected | Given value type: |$)", text):
+        value, before = match[1].strip(), text[: match.start()]
+        choices = re.findall(r"'([\w-]+)'", " ".join(re.findall(r"typing\.Literal\[([^\]]*)\]", before)))
+        hint = nearest(value, choices) if choices else expected(before)
+        return f"{where(text)}{value!r} is not a valid value{hint}"
+    return shorten(text)
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be built: the parser wraps what a constructor raised, once per level."""
+    if own := next((link for link in causes(error) if isinstance(link, UserError)), None):
+        return str(own)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return shorten(str(error) or type(error).__name__)
+
+
+def run_error(error: BaseException) -> str | None:
+    """What to tell the user about a failure that is not a bug; None: it may be one, so show the traceback."""
+    text = str(error)
+    if own := next((link for link in causes(error) if isinstance(link, UserError)), None):
+        return str(own)
+    if "Error(s) in loading state_dict" in text:
+        problems = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+        return f"the checkpoint does not fit the model: {shorten(' '.join(problems))}"
+    if type(error).__name__ == "MisconfigurationException":
+        return text
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else text
+    return None
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The exception, what caused it, what caused that, and so on."""
+    links = [error]
+    while True:
+        last = links[-1]
+        cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if cause is None or cause in links:
+            return links
+        links.append(cause)
+
+
+def shorten(text: str) -> str:
+    """The beginning of a long text."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def expected(text: str) -> str:
+    """The types that the innermost value could have had, as a hint, if they can be said in a few words."""
+    types = text.rpartition("Subtypes: [")[2].partition("] Errors:")[0]
+    types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types).replace("NoneType", "null")
+    types = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", types)
+    return f"; expected {types.replace(', ', ' or ')}" if types and len(types) <= 60 else ""
 
 
 def unknown_option(option: str, parser: Any) -> str:

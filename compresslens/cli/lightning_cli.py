@@ -15,16 +15,21 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from compresslens import runs
 from compresslens.cli.check import misspelt_keys
 from compresslens.cli.configs import config_chain, display, find_config, place_paths
-from compresslens.cli.explain import explain
+from compresslens.cli.explain import explain, reason, run_error
+from compresslens.cli.trainer import Trainer
 from compresslens.errors import UserError
 
 OWN_KEYS = ("extends", "requires")
+# What constructors raise when they do not like their arguments; anything else keeps its traceback.
+BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
 NOISE = ("litlogger", "litmodels", "to estimate number of stepping batches", "TPU available", "Seed set to")
 
 
@@ -48,6 +53,12 @@ class Parser(LightningArgumentParser):
     reading: Path | None = None
     runs_dir: str = "runs"
 
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        # jsonargparse hands the value of --model.network.weights=null down as the text "None".
+        if isinstance(args, list):
+            args = [f"{arg[:-4]}null" if isinstance(arg, str) and arg.endswith("=None") else arg for arg in args]
+        return super().parse_args(args, *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
@@ -61,6 +72,7 @@ class CLI(LightningCLI):
 
     chosen: str = "fit"
     choose_folder: Callable[[], Path]
+    started: bool = False  # whether this process made the run folder's content
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -84,9 +96,40 @@ class CLI(LightningCLI):
         self.write_config()
         try:
             super().instantiate_classes()
-        except BaseException:
-            runs.discard_unused(folder)
+        except BaseException as error:
+            self.discard_run()
+            if isinstance(error, BUILD_ERRORS):
+                raise UserError(reason(error)) from error
             raise
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Turns what the user can put right into one line; removes the run folder if no step was taken."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            if self.trainer.interrupted:  # Lightning exits after Ctrl+C
+                raise KeyboardInterrupt from None
+            raise
+        except Exception as error:
+            self.close_loggers()
+            if self.trainer.global_step == 0:
+                self.discard_run()
+            if known := run_error(error):
+                raise UserError(known) from error
+            raise
+
+    @rank_zero_only
+    def close_loggers(self) -> None:
+        """Ends what loggers have open, such as W&B runs."""
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "finish"):
+                logger.finish()
+
+    @rank_zero_only
+    def discard_run(self) -> None:
+        """Removes the run folder, unless it was there before or something was measured."""
+        if self.started:
+            runs.discard_unused(runs.current_run())
 
     @rank_zero_only
     def write_config(self) -> None:
@@ -94,6 +137,7 @@ class CLI(LightningCLI):
         path = runs.current_run() / "config.yaml"
         if path.exists():
             return
+        self.started = True
         config = self.config[self.chosen].clone()
         config.pop("config", None)
         text = self._parser(self.chosen).dump(config, skip_none=False)
@@ -102,10 +146,15 @@ class CLI(LightningCLI):
         runs.write_atomically(path, partial(runs.write_text, text))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The trainer of this run; `enable_progress_bar: false` also takes the configured bar out."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.get("enable_progress_bar") is False and isinstance(trainer.get("callbacks"), list):
+            kwargs["callbacks"] = [c for c in trainer["callbacks"] if not isinstance(c, ProgressBar)]
         return super().instantiate_trainer(default_root_dir=str(runs.current_run()), **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        quiet = {"verbose": False} if subcommand in ("validate", "test") else {}  # the summary says more
+        return {**super()._prepare_subcommand_kwargs(subcommand), **quiet, "weights_only": True}
 
     def before_fit(self) -> None:
         """Hands the config to the loggers."""
@@ -125,9 +174,7 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             from compresslens.reporting.summary import print_summary
 
-            for logger in self.trainer.loggers:
-                if hasattr(logger, "finish"):
-                    logger.finish()
+            self.close_loggers()
             runs.finish(runs.current_run())
             print_summary(runs.current_run())
 
@@ -145,11 +192,14 @@ def start(subcommand: str, arguments: list[str], runs_dir: str, choose_folder: C
         The exit status.
     """
     silence_noise()
+    given = os.environ.get(runs.RUN_DIRECTORY_VARIABLE)
+    Parser.reading = None
     CLI.chosen = subcommand
     CLI.choose_folder = staticmethod(choose_folder)
     Parser.runs_dir = runs_dir
     try:
         cli = CLI(
+            trainer_class=Trainer,
             args=[subcommand, *arguments],
             auto_configure_optimizers=False,
             save_config_callback=None,
@@ -159,13 +209,24 @@ def start(subcommand: str, arguments: list[str], runs_dir: str, choose_folder: C
         cli.finish()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
+    finally:
+        folder = os.environ.pop(runs.RUN_DIRECTORY_VARIABLE, None)
+        if folder is not None:
+            runs.release(Path(folder))
+        if given is not None:
+            os.environ[runs.RUN_DIRECTORY_VARIABLE] = given
     return 0
+
+
+def is_no_noise(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's is worth reading."""
+    return not any(noise in record.getMessage() for noise in NOISE)
 
 
 def silence_noise() -> None:
     """Drops advertising and notes about Lightning's internals, so that what matters is seen."""
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(lambda record: not any(noise in record.getMessage() for noise in NOISE))
+        logging.getLogger(name).addFilter(is_no_noise)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 

@@ -11,16 +11,17 @@ from functools import partial
 from pathlib import Path
 
 from compresslens import runs
-from compresslens.cli.configs import CONFIG_DIRECTORY, config_chain, find_config, requirements
+from compresslens.cli.configs import config_chain, find_config, refuse_circles, requirements, run_name, shipped_configs
 from compresslens.errors import UserError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+INFORMATIVE = ("--print_config", "--model.help", "--data.help")  # options that show something and stop
 HELP = """usage: python train.py [fit|validate|test|predict] --config NAME [options]
 
 Compress an image classifier and hold it against the model it came from.
 
   --config NAME       a config in configs/ (below), or a path; required
-  --name NAME         name of the run (default: the config's)
+  --name NAME         name of the run (default: the config's, folder_name for those in folders)
   --runs_dir DIR      where run folders are kept (default: runs)
   --resume            continue the newest unfinished run of that name, exactly
   --requires none     do not train first what the config requires
@@ -52,9 +53,11 @@ def parse(arguments: list[str]) -> Options:
     """Splits the command line.
 
     Raises:
-        UserError: an option lacks its value, or there is more than one config.
+        UserError: no such subcommand, an option without its value, or more than one config.
     """
     arguments = list(arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in SUBCOMMANDS:
+        raise UserError(f"there is no subcommand {arguments[0]!r}; choose {', '.join(SUBCOMMANDS)}")
     subcommand = arguments.pop(0) if arguments and arguments[0] in SUBCOMMANDS else "fit"
     values: dict[str, str | None] = {"--config": None, "--name": None, "--runs_dir": "runs", "--requires": None}
     resume, rest = False, []
@@ -73,6 +76,8 @@ def parse(arguments: list[str]) -> Options:
             rest.append(f"{option}{equals}{value}")
     if values["--requires"] not in (None, "none", "null", "false", "[]"):
         raise UserError(f"--requires takes only 'none', got {values['--requires']!r}")
+    if resume and subcommand != "fit":
+        raise UserError(f"--resume continues a fit; leave it out of {subcommand}")
     runs_dir = values["--runs_dir"] or "runs"
     return Options(
         subcommand, values["--config"], values["--name"], runs_dir, resume, values["--requires"] is None, rest
@@ -82,20 +87,18 @@ def parse(arguments: list[str]) -> Options:
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status (2 for anything that the user can put right)."""
     if not arguments or arguments in (["-h"], ["--help"]):
-        names = sorted(
-            str(p.relative_to(CONFIG_DIRECTORY)) for p in CONFIG_DIRECTORY.rglob("*.yaml") if p.parent.name != "base"
-        )
-        print(HELP + "\n".join(f"  {name}" for name in names))
+        print(HELP + "\n".join(f"  {name}" for name in shipped_configs()))
         return 0 if arguments else 2
     # Importing torch and Lightning makes millions of objects that stay: collecting garbage meanwhile doubles the time.
     gc.disable()
     try:
         return run(parse(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; `--resume` continues from the last checkpoint", file=sys.stderr)
+        if not is_child_rank():
+            print("interrupted; `--resume` continues from the last checkpoint", file=sys.stderr)
         return 130
     finally:
         gc.freeze()  # the same objects would be searched in vain when the interpreter ends
@@ -104,28 +107,29 @@ def main(arguments: list[str]) -> int:
 
 def run(options: Options) -> int:
     """One subcommand: looks up the config, trains what it requires, prepares the run folder, starts Lightning."""
+    informative = any(o in ("-h", "--help") or o.startswith(INFORMATIVE) for o in options.rest)
     if options.config is None:
-        if any(
-            o in ("-h", "--help") or o.startswith(("--print_config", "--model.help", "--data.help"))
-            for o in options.rest
-        ):
+        if informative:
             from compresslens.cli.lightning_cli import start
 
             return start(options.subcommand, options.rest, runs_dir=options.runs_dir, choose_folder=Path)
         raise UserError("--config is missing; `python train.py --help` lists the shipped ones")
     path = find_config(options.config)
     chain = config_chain(path)
-    name = options.name or (path.stem if options.subcommand == "fit" else f"{path.stem}_{options.subcommand}")
+    trained = options.name or run_name(path)
+    # An evaluation must not become the `latest` run of the name: others look there for the checkpoint.
+    name = trained if options.subcommand == "fit" else f"{trained}_{options.subcommand}"
     runs_dir = Path(options.runs_dir).expanduser()
-    informative = any(o in ("-h", "--help") or o.startswith("--print_config") for o in options.rest)
     rest = options.rest
     if not informative and not is_child_rank():
         if options.requires:
             from compresslens.cli.requirements import train_missing
 
-            train_missing(requirements(chain), runs_dir, rest)
+            refuse_circles(path)
+            if status := train_missing(requirements(chain), runs_dir, rest):
+                return status
         if options.subcommand != "fit" and not any(o.startswith("--ckpt_path") for o in rest):
-            rest = rest + latest_checkpoint(runs_dir, options.name or path.stem)
+            rest = rest + latest_checkpoint(runs_dir, trained)
     choose = partial(same_on_all_ranks, partial(own_folder, runs_dir, name, options.resume))
     if options.resume and not informative:
         folder = choose()
@@ -172,6 +176,8 @@ def latest_checkpoint(runs_dir: Path, name: str) -> list[str]:
         print(f"no finished run of {name} in {runs_dir}: evaluating the network as configured", flush=True)
         return []
     checkpoint = latest / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint} is missing; name a checkpoint with --ckpt_path")
     print(f"evaluating {checkpoint}", flush=True)
     return [f"--ckpt_path={checkpoint}"]
 

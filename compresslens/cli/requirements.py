@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from compresslens import runs
-from compresslens.cli.configs import display
-from compresslens.errors import UserError
+from compresslens.cli.configs import CONFIG_DIRECTORY, display, run_name
+
+ENTRY_POINT = CONFIG_DIRECTORY.parent / "train.py"
+ABOUT_DATA = re.compile(r"--(data(\.[^=]*)?|model\.(init_args\.)?network\.(init_args\.)?num_classes)(=|$)")
 
 
-def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> None:
+def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> int:
     """Trains every config of `paths` that has no finished run with a best checkpoint yet.
 
     The command line's overrides for the data are passed on, so that all models see the same data; an unfinished run
@@ -21,17 +24,18 @@ def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> No
     Args:
         paths: configs, in the order in which they are needed.
         runs_dir: where run folders are kept.
-        overrides: the command line's options; those beginning with `--data` are passed on.
+        overrides: the command line's options; see `data_overrides` for those that are passed on.
 
-    Raises:
-        UserError: the training of a required config failed.
+    Returns:
+        0, or the exit status of the training that failed; it has said why.
     """
     for path in paths:
-        latest = runs.latest_run(runs_dir, path.stem)
+        name = run_name(path)
+        latest = runs.latest_run(runs_dir, name)
         if latest is not None and (latest / "checkpoints" / "best.ckpt").is_file():
             continue
-        command = [sys.executable, sys.argv[0], "fit", "--config", str(path), "--runs_dir", str(runs_dir)]
-        resume = any(not (folder / runs.FINISHED_FILE).exists() for folder in runs.runs_of(runs_dir, path.stem)[-1:])
+        command = [sys.executable, str(ENTRY_POINT), "fit", "--config", str(path), "--runs_dir", str(runs_dir)]
+        resume = any(not (folder / runs.FINISHED_FILE).exists() for folder in runs.runs_of(runs_dir, name)[-1:])
         print(
             f"{display(path)} is required and has no finished run: {'resuming' if resume else 'training'} it first",
             flush=True,
@@ -39,7 +43,9 @@ def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> No
         command += ["--resume"] if resume else data_overrides(overrides)
         status = subprocess.run(command, check=False, env=undistributed_environment()).returncode
         if status != 0:
-            raise UserError(f"training the required {display(path)} failed with exit status {status}; see above")
+            print(f"the required {display(path)} was not trained: exit status {status}", file=sys.stderr)
+            return status if status > 0 else 1
+    return 0
 
 
 def undistributed_environment() -> dict[str, str]:
@@ -59,13 +65,12 @@ def undistributed_environment() -> dict[str, str]:
 
 
 def data_overrides(arguments: list[str]) -> list[str]:
-    """The options that begin with `--data`, with their values."""
+    """The options about the data, with their values: `--data…`, and the network's number of classes, which follows."""
     kept: list[str] = []
     following = False
     for argument in arguments:
-        if argument.startswith("--"):
-            following = argument.startswith(("--data.", "--data="))  # its value may come as the next argument
-            following = following or argument == "--data"
+        if argument.startswith("--"):  # else it is the value of the option before
+            following = ABOUT_DATA.match(argument) is not None
         if following:
             kept.append(argument)
     return kept

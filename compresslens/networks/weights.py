@@ -57,7 +57,7 @@ def find_checkpoint(path: str | Path) -> Path:
     hint = ""
     if "latest" in path.parts[1:]:
         name = path.parts[path.parts.index("latest") - 1]
-        hint = f": train it first: python train.py --config {name}.yaml"
+        hint = f": no run named '{name}' has finished; train it first (train.py does, where a config requires it)"
     elif len(path.parts) == 1 and not path.suffix:
         hint = ": weights are 'package', 'timm', the path of a file or run folder, or none"
     raise UserError(f"there are no weights at {file}{hint}.")

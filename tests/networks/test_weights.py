@@ -121,8 +121,8 @@ def test_another_stem_is_refused(trained: Any, tmp_path: Path) -> None:
     ("path", "message"),
     [
         ("gone.pth", r"no weights at .*gone\.pth\."),
-        ("runs/teacher/latest", r"best\.ckpt: train it first: python train\.py --config teacher\.yaml"),
-        ("runs/teacher/latest/checkpoints/best.ckpt", r"train it first: python train\.py --config teacher\.yaml"),
+        ("runs/teacher/latest", r"best\.ckpt: no run named 'teacher' has finished; train it first"),
+        ("runs/teacher/latest/checkpoints/best.ckpt", r"no run named 'teacher' has finished; train it first"),
         ("", r"no weights at .*checkpoints.best\.ckpt\."),
     ],
 )

@@ -1,0 +1,49 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Networks this small lose time to a second thread, and the processes that tests start compete for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder in which the command line can run within this process, and leaves nothing behind."""
+    import numpy as np
+    import torch
+
+    from datamodules import mnist_scenes
+
+    environment = dict(os.environ)
+    random_states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / ".wandb"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in list(os.environ):
+        if name.startswith(("COMPRESSLENS_", "TORCHELASTIC_", "SLURM_")) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE"}:
+            monkeypatch.delenv(name)
+    # Reading the digits' text file takes longer than all the rest of a short run.
+    monkeypatch.setattr(mnist_scenes, "load_digits", cached_digits())
+    yield tmp_path
+    torch.set_rng_state(random_states[0])
+    np.random.set_state(random_states[1])
+    random.setstate(random_states[2])
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@functools.cache
+def cached_digits() -> functools._lru_cache_wrapper:
+    """`load_digits` that reads the file once per session."""
+    from datamodules.mnist_scenes import load_digits
+
+    return functools.cache(load_digits)
