@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +107,12 @@ class LastCheckpoint(RunCheckpoint):
             raise UserError("LastCheckpoint: every_n_steps must not be negative")
         self.every_n_steps = every_n_steps
         self._saved_at = 0
+        self._stopped = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets a fit that had been stopped early stay so."""
+        if self._stopped:
+            trainer.should_stop = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -114,15 +122,44 @@ class LastCheckpoint(RunCheckpoint):
         due = self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at
         if due and batch_idx > 0 and not trainer.fast_dev_run:
             self._saved_at = step
-            # Lightning adds the last step to this counter (the loggers' step) when it restarts from a checkpoint.
-            trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
-            try:
+            with before_the_batch(trainer):
                 self.save(trainer)
-            finally:
-                trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves after the epoch's validation."""
         if not trainer.fast_dev_run:
             self._saved_at = trainer.global_step
+            self._stopped = trainer.should_stop
             self.save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether something has stopped the fit early."""
+        return {"stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers it."""
+        self._stopped = state_dict["stopped"]
+
+
+@contextmanager
+def before_the_batch(trainer: pl.Trainer) -> Iterator[None]:
+    """Within `on_train_batch_start`, sets the trainer's counters to where they were at the end of the batch before.
+
+    There Lightning knows how to go on from: it adds one to the batches that are completed and to the loggers' step.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress
+
+    def add(difference: int) -> None:
+        loop._batches_that_stepped += difference
+        for count in (progress.total, progress.current):
+            count.ready += difference
+            count.completed += difference
+
+    add(-1)
+    is_last, progress.is_last_batch = progress.is_last_batch, False
+    try:
+        yield
+    finally:
+        add(1)
+        progress.is_last_batch = is_last

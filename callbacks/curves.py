@@ -22,6 +22,7 @@ class Curves(pl.Callback):
     def __init__(self) -> None:
         self._trainer: pl.Trainer | None = None
         self._rows: list[int] | None = None
+        self._rewound = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remembers the trainer, whose loggers know the number of rows."""
@@ -37,12 +38,12 @@ class Curves(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drops the rows that were logged after the checkpoint (all rows if there was none)."""
-        loggers = self._loggers()
-        for logger, rows in zip(loggers, self._rows or [0] * len(loggers), strict=False):
-            logger.rewind(rows, trainer.global_step)
+        self._rewind(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws, and hands the picture to the loggers that take pictures."""
+        if not self._rewound:  # the fit was complete and only its test is repeated
+            self._rewind(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         folder = Path(trainer.default_root_dir)
@@ -57,6 +58,12 @@ class Curves(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image") and picture.is_file():
                 logger.log_image("training_curves", [str(picture)])
+
+    def _rewind(self, trainer: pl.Trainer) -> None:
+        loggers = self._loggers()
+        for logger, rows in zip(loggers, self._rows or [0] * len(loggers), strict=False):
+            logger.rewind(rows, trainer.global_step)
+        self._rewound = True
 
     def _loggers(self) -> list[CurvesLogger]:
         loggers = self._trainer.loggers if self._trainer is not None else []

@@ -53,7 +53,7 @@ class FileImages(Dataset[Any]):
 
 
 class MaskFiles:
-    """Masks from a folder tree that mirrors the images': ``masks/cat/1.png`` for ``images/cat/1.jpg``; non-zero = object.
+    """Masks from a folder tree that mirrors the images': ``masks/cat/1.png`` for ``images/cat/1.jpg``; 0 = no object.
 
     Args:
         image_root: folder of the images.
@@ -107,8 +107,10 @@ def _open(path: str, mode: str | None) -> Any:
         raise DataError(f"The file {path} is missing.") from None
     # Broken files make Pillow raise about anything, e.g. SyntaxError for a PNG, struct.error for a TIFF.
     except Exception as error:
-        reason = str(error).replace(repr(path), "the file")
-        raise DataError(f"The file {path} is no readable image ({reason}); replace or remove it.") from None
+        reason = str(error).replace(f"image file {path!r}", "its format").replace(repr(path), "the file")
+        raise DataError(
+            f"The file {path} is no readable image ({reason}); replace or remove it, or set data.on_corrupt: skip."
+        ) from None
 
 
 def list_images(folder: Path, what: str) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 from typing import Any, Literal
 
 import numpy as np
@@ -11,14 +13,16 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from compresslens.errors import UserError
-from compresslens.training import build_scheduler, dry_run, parameter_groups, step_seed
+from compresslens.training import build_scheduler, dry_run, optimizer_steps, parameter_groups, step_seed
 from datamodules.samplers import evaluation_indices
 
 CALIBRATION_BINS = 15
+NEVER = sys.maxsize
 
 
 class ImageClassifier(pl.LightningModule):
@@ -28,7 +32,8 @@ class ImageClassifier(pl.LightningModule):
         network: maps pixels N×3×H×W in [0, 1] to logits N×C, e.g. `compresslens.networks.create_network`.
         optimizer: any `torch.optim` optimizer, without its parameters.
         scheduler: any learning rate scheduler; one that needs the number of steps (`OneCycleLR`) is told.
-        scheduler_interval: whether the scheduler moves on after every "step" or "epoch".
+        scheduler_interval: whether the scheduler moves on after every "step" or "epoch" (`ReduceLROnPlateau`: always
+            after a validation).
         label_smoothing: share of the target spread over all classes, in [0, 1).
         mixup_alpha: mixup (Zhang et al. 2018) with Beta(alpha, alpha); 0 switches it off. From timm.
         cutmix_alpha: CutMix (Yun et al. 2019), likewise.
@@ -104,6 +109,8 @@ class ImageClassifier(pl.LightningModule):
         if self.mixup_alpha or self.cutmix_alpha:
             from timm.data import Mixup
 
+            if getattr(self.trainer.datamodule, "batch_size", 2) % 2:
+                raise UserError("mixup and CutMix pair the images of a batch: make data.batch_size an even number")
             self._mixup = Mixup(self.mixup_alpha, self.cutmix_alpha, num_classes=classes, label_smoothing=0.0)
 
     def configure_optimizers(self) -> Any:
@@ -111,12 +118,39 @@ class ImageClassifier(pl.LightningModule):
         optimizer = self.optimizer(parameter_groups(self, self.decay_norm_and_bias))
         if self.scheduler is None:
             return optimizer
-        scheduler = build_scheduler(self.scheduler, optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = build_scheduler(self.scheduler, optimizer, self._scheduler_steps)
         options = {"scheduler": scheduler, "interval": self.scheduler_interval}
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {**options, "monitor": getattr(scheduler, "monitor", "val/loss")},
-        }
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # Lightning would move it on after the checkpoint at the end of an epoch; a resumed run would lack that.
+            options |= {"monitor": getattr(scheduler, "monitor", "val/loss"), "frequency": NEVER}
+        return {"optimizer": optimizer, "lr_scheduler": options}
+
+    def on_validation_end(self) -> None:
+        """Shows the metric to a scheduler that waits for a plateau."""
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                metrics = self.trainer.callback_metrics
+                if config.monitor not in metrics:
+                    known = ", ".join(sorted(metrics))
+                    raise UserError(f"there is no metric {config.monitor!r} for the scheduler; there are: {known}")
+                config.scheduler.step(float(metrics[config.monitor]))
+
+    def _scheduler_steps(self) -> int:
+        """How often the scheduler moves on in the whole training.
+
+        Not by `trainer.estimated_stepping_batches`: it starts the training loader before a checkpoint that is being
+        continued has said where the loader is to begin.
+        """
+        trainer: Any = self.trainer
+        if self.scheduler_interval == "epoch" and trainer.max_epochs > 0:
+            return trainer.max_epochs
+        batches, per_step = len(trainer.datamodule.train_dataloader()), trainer.accumulate_grad_batches
+        steps = optimizer_steps(
+            batches, trainer.limit_train_batches, per_step, trainer.max_epochs, trainer.max_steps
+        )
+        return steps if self.scheduler_interval == "step" else math.ceil(steps * per_step / batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the architecture, so that loading into another one can say so."""

@@ -53,6 +53,8 @@ class Distillation(ImageClassifier):
         if label_weight == 0 and not any(loss.weight for loss in losses):
             raise UserError("all weights are 0: there is nothing to learn; set label_weight or the weight of a loss")
         self.set_reference(teacher)
+        # A loss that counts for nothing would cost time, and its adapters would be parameters without a gradient.
+        losses = [loss for loss in losses if loss.weight]
         self.losses = nn.ModuleList(losses)
         self.label_weight = label_weight
         self.cache_limit = cache_limit
@@ -67,17 +69,18 @@ class Distillation(ImageClassifier):
         assert self.reference is not None
         return self.reference
 
-    def setup(self, stage: str) -> None:
-        """Also creates the adapters of the losses, which depend on the shapes of the layers."""
-        super().setup(stage)
-        if stage == "fit":
-            self._build_losses(self.trainer.datamodule.image_size)
+    def configure_model(self) -> None:
+        """Creates the adapters of the losses, which depend on the shapes of the layers.
+
+        Here and not in `setup`, so that callbacks which copy the module (moving averages) can ask for it before.
+        """
+        self._build_losses(self.trainer.datamodule.image_size)
 
     def on_fit_start(self) -> None:
         """Fills the cache of the teacher's logits where that is possible."""
         data = self.trainer.datamodule
         repeatable = getattr(data, "deterministic_training_images", False) and self._mixup is None
-        if not repeatable or not all(loss.cacheable for loss in self.losses):
+        if not repeatable or not self.losses or not all(loss.cacheable for loss in self.losses):
             return
         classes = data.num_classes
         if len(data.train_samples) * classes * 4 > self.cache_limit:
@@ -90,14 +93,15 @@ class Distillation(ImageClassifier):
 
     def training_loss(self, images: Tensor, labels: Tensor, targets: Tensor, batch_idx: int) -> Tensor:
         """Cross-entropy with the labels and the weighted losses against the teacher."""
+        if not self.losses:
+            return self.label_weight * super().training_loss(images, labels, targets, batch_idx)
         teacher = self._teacher_outputs(images, batch_idx)
         with feature_taps(self.model, self._student_layers) as features:
             logits = self.model(images)
         student = Outputs(logits, features)
         total = self.label_weight * self.supervised_loss(logits, targets)
         for loss in self.losses:
-            if loss.weight:
-                total = total + loss.weight * loss(student, teacher, labels)
+            total = total + loss.weight * loss(student, teacher, labels)
         return total
 
     def _teacher_outputs(self, images: Tensor, batch_idx: int) -> Outputs:
@@ -116,14 +120,16 @@ class Distillation(ImageClassifier):
 
     def _build_losses(self, image_size: int) -> None:
         """Runs both networks on two grey images, so that the losses can check shapes and create adapters."""
-        images = torch.full((2, 3, image_size, image_size), 0.5, device=self.device)
+        weight = next(self.model.parameters())  # not on the module's device yet
+        images = torch.full((2, 3, image_size, image_size), 0.5, device=weight.device, dtype=weight.dtype)
+        teacher = self.teacher.to(weight)
         modes: list[tuple[Any, bool]] = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         with torch.no_grad():
             with feature_taps(self.model, self._student_layers) as student_features:
                 student_logits = self.model(images)
-            with feature_taps(self.teacher, self._teacher_layers) as teacher_features:
-                teacher_logits = self.teacher(images)
+            with feature_taps(teacher, self._teacher_layers) as teacher_features:
+                teacher_logits = teacher(images)
         for module, training in modes:
             module.training = training
         for loss in self.losses:

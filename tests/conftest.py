@@ -29,7 +29,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         monkeypatch.setenv(name, str(tmp_path / ".wandb"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in list(os.environ):
-        if name.startswith(("COMPRESSLENS_", "TORCHELASTIC_", "SLURM_")) or name in {"RANK", "LOCAL_RANK", "WORLD_SIZE"}:
+        if name.startswith(("COMPRESSLENS_", "TORCHELASTIC_", "SLURM_")) or name in {
+            "RANK",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+        }:
             monkeypatch.delenv(name)
     # Reading the digits' text file takes longer than all the rest of a short run.
     monkeypatch.setattr(mnist_scenes, "load_digits", cached_digits())

@@ -92,7 +92,8 @@ def shorten(text: str) -> str:
 
 def expected(text: str) -> str:
     """The types that the innermost value could have had, as a hint, if they can be said in a few words."""
-    types = text.rpartition("Subtypes: [")[2].partition("] Errors:")[0]
+    _, found, after = text.rpartition("Subtypes: [")
+    types = after.partition("] Errors:")[0] if found else ""
     types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types).replace("NoneType", "null")
     types = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", types)
     return f"; expected {types.replace(', ', ' or ')}" if types and len(types) <= 60 else ""

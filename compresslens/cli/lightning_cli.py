@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -108,6 +108,7 @@ class CLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except SystemExit:
             if self.trainer.interrupted:  # Lightning exits after Ctrl+C
+                self.close_loggers()
                 raise KeyboardInterrupt from None
             raise
         except Exception as error:
@@ -146,10 +147,10 @@ class CLI(LightningCLI):
         runs.write_atomically(path, partial(runs.write_text, text))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer of this run; `enable_progress_bar: false` also takes the configured bar out."""
+        """The trainer of this run."""
         trainer = self._get(self.config_init, "trainer")
-        if trainer.get("enable_progress_bar") is False and isinstance(trainer.get("callbacks"), list):
-            kwargs["callbacks"] = [c for c in trainer["callbacks"] if not isinstance(c, ProgressBar)]
+        if isinstance(trainer.get("callbacks"), list):
+            kwargs["callbacks"] = effective(trainer["callbacks"], trainer.get("enable_progress_bar") is not False)
         return super().instantiate_trainer(default_root_dir=str(runs.current_run()), **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -216,6 +217,26 @@ def start(subcommand: str, arguments: list[str], runs_dir: str, choose_folder: C
         if given is not None:
             os.environ[runs.RUN_DIRECTORY_VARIABLE] = given
     return 0
+
+
+def effective(callbacks: list[Callback], progress_bar: bool) -> list[Callback]:
+    """The callbacks that take part.
+
+    An added one replaces one before it that Lightning would not have beside it (the other progress bar, or one that
+    saves its state under the same key), so that `callbacks+:` can change the settings of those that a base brings.
+
+    Args:
+        callbacks: as configured.
+        progress_bar: whether there may be one.
+    """
+    kept: dict[Any, Callback] = {}
+    for callback in callbacks:
+        stateful = type(callback).state_dict is not Callback.state_dict
+        if not isinstance(callback, ProgressBar):
+            kept[callback.state_key if stateful else id(callback)] = callback
+        elif progress_bar:
+            kept[ProgressBar] = callback
+    return list(kept.values())
 
 
 def is_no_noise(record: logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from compresslens.distillation.distillation_loss import DistillationLoss, pool_to_smaller, require_finite
 from compresslens.distillation.outputs import Outputs
+from compresslens.errors import UserError
 
 
 def attention(maps: Tensor, power: float = 2.0) -> Tensor:
@@ -39,7 +40,7 @@ class AttentionTransferLoss(DistillationLoss):
         weight: the paper's beta. Squared differences of unit maps averaged over positions are tiny, hence its 1000.
 
     Raises:
-        ValueError: the numbers of layers differ or are 0, the power is below 1, or the weight is negative.
+        UserError: the numbers of layers differ or are 0, the power is below 1, or the weight is negative.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class AttentionTransferLoss(DistillationLoss):
         self.require_layers()
         self.power = require_finite(type(self).__name__, "power", power)
         if power < 1:
-            raise ValueError(
+            raise UserError(
                 f"AttentionTransferLoss: power is {power}; give 1 or more (below 1 the gradient is infinite)."
             )
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from compresslens.distillation.distillation_loss import DistillationLoss, full_precision
 from compresslens.distillation.outputs import Outputs
+from compresslens.errors import UserError
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,7 +44,7 @@ class ClassActivationLoss(DistillationLoss):
         weight: factor in the total loss.
 
     Raises:
-        ValueError: the numbers of layers differ or are 0, or the weight is negative.
+        UserError: the numbers of layers differ or are 0, or the weight is negative.
     """
 
     needs_teacher_gradient = True
@@ -87,7 +88,7 @@ class ClassActivationLoss(DistillationLoss):
         maps = []
         for layer, activation, gradient in zip(layers, activations, gradients, strict=True):
             if gradient is None:
-                raise ValueError(
+                raise UserError(
                     f"ClassActivationLoss: the {who}'s logits do not depend on its layer {layer!r} through an autograd "
                     "graph; run the student with gradients enabled, and the teacher under "
                     "feature_taps(..., start_graph=True)."

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from compresslens.distillation.distillation_loss import DistillationLoss, require_finite
 from compresslens.distillation.outputs import Outputs
+from compresslens.errors import UserError
 
 
 def decoupled_kl(student: Tensor, teacher: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +57,7 @@ class DecoupledKDLoss(DistillationLoss):
         weight: factor in the total loss.
 
     Raises:
-        ValueError: a parameter is out of range.
+        UserError: a parameter is out of range.
     """
 
     cacheable = True
@@ -71,7 +72,7 @@ class DecoupledKDLoss(DistillationLoss):
         """Check that both networks have the same two or more classes."""
         ours, _ = self.paired_logits(student, teacher)
         if ours.shape[1] < 2:
-            raise ValueError("DecoupledKDLoss needs two or more classes; a single class has no others to compare.")
+            raise UserError("DecoupledKDLoss needs two or more classes; a single class has no others to compare.")
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Scalar ≥ 0."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresslens.distillation.outputs import Outputs
+from compresslens.errors import UserError
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -37,11 +38,11 @@ def require_finite(owner: str, name: str, value: float, *, positive: bool = Fals
     """Return ``value`` if it is finite and ≥ 0 (> 0 with ``positive``).
 
     Raises:
-        ValueError: otherwise, naming the owner, the parameter and the value.
+        UserError: otherwise, naming the owner, the parameter and the value.
     """
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         wanted = "greater than 0" if positive else "0 or greater"
-        raise ValueError(f"{owner}: {name} is {value}; give a finite number {wanted}.")
+        raise UserError(f"{owner}: {name} is {value}; give a finite number {wanted}.")
     return float(value)
 
 
@@ -61,7 +62,7 @@ class DistillationLoss(nn.Module):
         cacheable: of the teacher only the logits are needed, so they may come from a cache.
 
     Raises:
-        ValueError: the weight is negative or not finite, or the two lists of layers differ in length.
+        UserError: the weight is negative or not finite, or the two lists of layers differ in length.
     """
 
     needs_teacher_gradient: bool = False
@@ -80,7 +81,7 @@ class DistillationLoss(nn.Module):
             self.student_layers if teacher_layers is None else self._names("teacher_layers", teacher_layers)
         )
         if len(self.student_layers) != len(self.teacher_layers):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: {len(self.student_layers)} student_layers but {len(self.teacher_layers)} "
                 "teacher_layers; name one teacher layer for each student layer."
             )
@@ -91,7 +92,7 @@ class DistillationLoss(nn.Module):
         Call it before the optimizer is created and before a checkpoint is loaded.
 
         Raises:
-            ValueError: the two networks' outputs do not fit each other or this loss.
+            UserError: the two networks' outputs do not fit each other or this loss.
         """
         for _ in self.paired_features(student, teacher):
             pass
@@ -115,7 +116,7 @@ class DistillationLoss(nn.Module):
         """For each pair of layers the student's and the teacher's tensor, full precision, the teacher's detached.
 
         Raises:
-            ValueError: a layer was not tapped.
+            UserError: a layer was not tapped.
         """
         for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
             ours = self._tapped("student", student, student_layer)
@@ -126,10 +127,10 @@ class DistillationLoss(nn.Module):
         """Both logits, (N, C), full precision, the teacher's detached.
 
         Raises:
-            ValueError: their shapes differ.
+            UserError: their shapes differ.
         """
         if student.logits.shape != teacher.logits.shape:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: the student's logits are {tuple(student.logits.shape)}, the teacher's "
                 f"{tuple(teacher.logits.shape)}; both must have the same classes."
             )
@@ -139,10 +140,10 @@ class DistillationLoss(nn.Module):
         """The labels as an (N, 1) index.
 
         Raises:
-            ValueError: the labels are not class indices (mixed labels, for instance).
+            UserError: the labels are not class indices (mixed labels, for instance).
         """
         if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} needs class indices, but the labels are {labels.dtype} of shape "
                 f"{tuple(labels.shape)}; switch mixup and cutmix off, or use LogitKDLoss."
             )
@@ -152,16 +153,16 @@ class DistillationLoss(nn.Module):
         """For losses that read layers.
 
         Raises:
-            ValueError: no layer is named.
+            UserError: no layer is named.
         """
         if not self.student_layers:
-            raise ValueError(f"{type(self).__name__}: student_layers is empty; name at least one layer.")
+            raise UserError(f"{type(self).__name__}: student_layers is empty; name at least one layer.")
 
     def require_maps(self, student: Outputs, teacher: Outputs) -> None:
         """For losses that read spatial maps.
 
         Raises:
-            ValueError: a layer was not tapped, or does not give (N, C, H, W) maps.
+            UserError: a layer was not tapped, or does not give (N, C, H, W) maps.
         """
         for pair, names in zip(
             self.paired_features(student, teacher),
@@ -170,7 +171,7 @@ class DistillationLoss(nn.Module):
         ):
             for tensor, name in zip(pair, names, strict=True):
                 if tensor.ndim != 4:
-                    raise ValueError(
+                    raise UserError(
                         f"{type(self).__name__}: layer {name!r} has shape {tuple(tensor.shape)}; "
                         "choose one that gives (N, C, H, W) maps."
                     )
@@ -182,13 +183,13 @@ class DistillationLoss(nn.Module):
 
     def _names(self, parameter: str, names: Sequence[str]) -> tuple[str, ...]:
         if isinstance(names, str):  # a string is a sequence of letters
-            raise ValueError(f"{type(self).__name__}: {parameter} is the string {names!r}; give a list: [{names}].")
+            raise UserError(f"{type(self).__name__}: {parameter} is the string {names!r}; give a list: [{names}].")
         return tuple(names)
 
     def _tapped(self, who: str, outputs: Outputs, layer: str) -> Tensor:
         if layer not in outputs.features:
             tapped = ", ".join(outputs.features) or "none"
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: layer {layer!r} of the {who} was not tapped (tapped: {tapped}); "
                 f"name an existing layer in {who}_layers."
             )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from compresslens.distillation.distillation_loss import DistillationLoss, full_precision, pool_to_smaller
 from compresslens.distillation.outputs import Outputs
+from compresslens.errors import UserError
 
 
 def _as_maps(tensor: Tensor, layer: str) -> Tensor:
@@ -16,7 +17,7 @@ def _as_maps(tensor: Tensor, layer: str) -> Tensor:
     if tensor.ndim == 2:
         return tensor[:, :, None, None]
     if tensor.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"HintLoss: layer {layer!r} has shape {tuple(tensor.shape)}; "
             "choose one that gives (N, C, H, W) maps or (N, D) vectors."
         )
@@ -43,7 +44,7 @@ class HintLoss(DistillationLoss):
         adapters: one module per pair of layers, after :meth:`build`; Identity where the channels agree.
 
     Raises:
-        ValueError: the numbers of layers differ or are 0, or the weight is negative.
+        UserError: the numbers of layers differ or are 0, or the weight is negative.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class HintLoss(DistillationLoss):
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Scalar ≥ 0; the labels are not used."""
         if len(self.adapters) != len(self.student_layers):
-            raise ValueError("HintLoss: call build() with the outputs of a dry run before the first step.")
+            raise UserError("HintLoss: call build() with the outputs of a dry run before the first step.")
         total = student.logits.new_zeros(())
         for adapter, (ours, theirs) in zip(self.adapters, self._paired_maps(student, teacher), strict=True):
             # Pooling and a 1x1 convolution commute; pooling first is the cheaper order.

@@ -96,3 +96,9 @@ def stopped_early() -> Experiment:
 def fixed_steps() -> Experiment:
     module, data, _, _ = classifier()
     return module, data, {"max_steps": 22, "max_epochs": -1}, []
+
+
+def validated_by_steps() -> Experiment:
+    """Validates every 5 batches, across the epochs."""
+    module, data, _, _ = classifier()
+    return module, data, {"val_check_interval": 5, "check_val_every_n_epoch": None}, []
