@@ -24,11 +24,11 @@ class RunCheckpoint(Checkpoint):
     def __init__(self) -> None:
         self.last_saved = ""
 
-    def path(self, trainer: pl.Trainer) -> Path:
+    def path(self, trainer: Any) -> Path:
         """Where the checkpoint is, on every rank."""
         return Path(trainer.default_root_dir) / "checkpoints" / self.file_name
 
-    def save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: Any) -> None:
         """Writes the checkpoint on rank zero; all ranks must call this.
 
         Raises:
@@ -70,7 +70,7 @@ class BestCheckpoint(RunCheckpoint):
         self.mode = mode
         self.best = math.nan
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Compares and saves."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
@@ -109,13 +109,13 @@ class LastCheckpoint(RunCheckpoint):
         self._saved_at = 0
         self._stopped = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Lets a fit that had been stopped early stay so."""
         if self._stopped:
             trainer.should_stop = True
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Saves before the next batch, when all that belongs to the step before has been logged."""
         step = trainer.global_step
@@ -125,7 +125,7 @@ class LastCheckpoint(RunCheckpoint):
             with before_the_batch(trainer):
                 self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Saves after the epoch's validation."""
         if not trainer.fast_dev_run:
             self._saved_at = trainer.global_step
@@ -142,7 +142,7 @@ class LastCheckpoint(RunCheckpoint):
 
 
 @contextmanager
-def before_the_batch(trainer: pl.Trainer) -> Iterator[None]:
+def before_the_batch(trainer: Any) -> Iterator[None]:
     """Within `on_train_batch_start`, sets the trainer's counters to where they were at the end of the batch before.
 
     There Lightning knows how to go on from: it adds one to the batches that are completed and to the loggers' step.

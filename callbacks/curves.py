@@ -40,7 +40,7 @@ class Curves(pl.Callback):
         """Drops the rows that were logged after the checkpoint (all rows if there was none)."""
         self._rewind(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Draws, and hands the picture to the loggers that take pictures."""
         if not self._rewound:  # the fit was complete and only its test is repeated
             self._rewind(trainer)
@@ -48,8 +48,8 @@ class Curves(pl.Callback):
             return
         folder = Path(trainer.default_root_dir)
         picture = folder / "figures" / "training_curves.png"
-        for logger in self._loggers()[:1]:
-            logger.save()
+        for curves in self._loggers()[:1]:
+            curves.save()
             try:
                 draw_curves(folder / "metrics.csv", picture, folder.parent.name)
             except (OSError, ValueError) as error:

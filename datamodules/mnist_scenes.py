@@ -106,7 +106,7 @@ class MNISTScenes(ImageDataModule):
         if image_size < 16 or scenes_per_digit < 1:
             raise UserError("MNISTScenes: image_size must be at least 16 and scenes_per_digit at least 1.")
         self.scenes_per_digit = scenes_per_digit
-        self.style = SceneStyle(image_size, blending, tuple(dimming), tuple(digit_size), shortcut)
+        self.style = SceneStyle(image_size, blending, dimming, digit_size, shortcut)
 
     @property
     def class_names(self) -> list[str]:

@@ -46,6 +46,9 @@ class ImageClassifier(pl.LightningModule):
         reference: the network that it is held against (frozen), or None.
     """
 
+    metrics: Any
+    mean_loss: Any
+
     def __init__(
         self,
         network: nn.Module,
@@ -89,6 +92,11 @@ class ImageClassifier(pl.LightningModule):
         """Freezes a network and makes it the reference (no property setter: `nn.Module` would register the network)."""
         self._frozen_reference = [network.requires_grad_(False).eval().to(memory_format=self.memory_format)]
 
+    @property
+    def _data(self) -> Any:
+        trainer: Any = self.trainer
+        return trainer.datamodule
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits N×C of pixels N×3×H×W in [0, 1]."""
         return self.model(images.contiguous(memory_format=self.memory_format))
@@ -97,9 +105,9 @@ class ImageClassifier(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Checks that network and data agree on the classes, and creates the metrics for them."""
-        classes = getattr(self.trainer.datamodule, "num_classes", None)
+        classes = getattr(self._data, "num_classes", None)
         if classes is None:
-            raise UserError(f"{type(self.trainer.datamodule).__name__} has no num_classes; the metrics need it")
+            raise UserError(f"{type(self._data).__name__} has no num_classes; the metrics need it")
         self._check_classes("network", self.model, classes)
         if self.reference is not None:
             self._check_classes("reference network", self.reference, classes)
@@ -109,7 +117,7 @@ class ImageClassifier(pl.LightningModule):
         if self.mixup_alpha or self.cutmix_alpha:
             from timm.data import Mixup
 
-            if getattr(self.trainer.datamodule, "batch_size", 2) % 2:
+            if getattr(self._data, "batch_size", 2) % 2:
                 raise UserError("mixup and CutMix pair the images of a batch: make data.batch_size an even number")
             self._mixup = Mixup(self.mixup_alpha, self.cutmix_alpha, num_classes=classes, label_smoothing=0.0)
 
@@ -135,7 +143,8 @@ class ImageClassifier(pl.LightningModule):
                 if config.monitor not in metrics:
                     known = ", ".join(sorted(metrics))
                     raise UserError(f"there is no metric {config.monitor!r} for the scheduler; there are: {known}")
-                config.scheduler.step(float(metrics[config.monitor]))
+                scheduler: Any = config.scheduler
+                scheduler.step(float(metrics[config.monitor]))
 
     def _scheduler_steps(self) -> int:
         """How often the scheduler moves on in the whole training.
@@ -146,7 +155,7 @@ class ImageClassifier(pl.LightningModule):
         trainer: Any = self.trainer
         if self.scheduler_interval == "epoch" and trainer.max_epochs > 0:
             return trainer.max_epochs
-        batches, per_step = len(trainer.datamodule.train_dataloader()), trainer.accumulate_grad_batches
+        batches, per_step = len(self._data.train_dataloader()), trainer.accumulate_grad_batches
         steps = optimizer_steps(
             batches, trainer.limit_train_batches, per_step, trainer.max_epochs, trainer.max_steps
         )
@@ -232,7 +241,7 @@ class ImageClassifier(pl.LightningModule):
 
     def real_samples(self, part: str, batch_idx: int, count: int) -> Tensor:
         """Which samples of an evaluation batch are not there just to fill up this rank's last batches (bool, N)."""
-        loader = self.trainer.val_dataloaders if part == "val" else self.trainer.test_dataloaders
+        loader: Any = self.trainer.val_dataloaders if part == "val" else self.trainer.test_dataloaders
         _, real = evaluation_indices(loader, batch_idx, loader.batch_size, self.global_rank, self.trainer.world_size)
         return real[:count]
 
@@ -246,7 +255,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _check_classes(self, what: str, network: nn.Module, classes: int) -> None:
         """Raises UserError unless the network gives one logit per class of the data."""
-        logits = dry_run(network, self.trainer.datamodule.image_size)
+        logits = dry_run(network, self._data.image_size)
         if logits.shape[1:] != (classes,):
             raise UserError(
                 f"the {what} gives {logits.shape[1]} logits but the data has {classes} classes; set its num_classes"

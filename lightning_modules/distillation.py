@@ -38,6 +38,8 @@ class Distillation(ImageClassifier):
         options: those of `ImageClassifier`.
     """
 
+    losses: Any
+
     def __init__(
         self,
         network: nn.Module,
@@ -74,11 +76,11 @@ class Distillation(ImageClassifier):
 
         Here and not in `setup`, so that callbacks which copy the module (moving averages) can ask for it before.
         """
-        self._build_losses(self.trainer.datamodule.image_size)
+        self._build_losses(self._data.image_size)
 
     def on_fit_start(self) -> None:
         """Fills the cache of the teacher's logits where that is possible."""
-        data = self.trainer.datamodule
+        data = self._data
         repeatable = getattr(data, "deterministic_training_images", False) and self._mixup is None
         if not repeatable or not self.losses or not all(loss.cacheable for loss in self.losses):
             return
@@ -107,7 +109,7 @@ class Distillation(ImageClassifier):
     def _teacher_outputs(self, images: Tensor, batch_idx: int) -> Outputs:
         """What the teacher says: from the cache, or from a forward pass without autograd."""
         if self._cache is not None:
-            indices = self.trainer.datamodule.training_indices(batch_idx)
+            indices = self._data.training_indices(batch_idx)
             return Outputs(self._cache[indices].to(self.device))
         with ExitStack() as stack:
             if not self._teacher_gradient:

@@ -200,6 +200,7 @@ def check_run(folder: Path, name: str) -> None:
     assert (folder / "latest").resolve() == run_folder.resolve()
     assert {"best.ckpt", "last.ckpt"} == {path.name for path in (run_folder / "checkpoints").iterdir()}
     assert (run_folder / "figures" / "training_curves.png").stat().st_size > 1000
+    assert (run_folder / "samples.parquet").is_file()
 
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 1

@@ -133,7 +133,7 @@ def arguments_of(class_path: str) -> list[str]:
     names: dict[str, None] = {}
     for base in target.__mro__:
         if "__init__" in vars(base):
-            parameters = inspect.signature(base.__init__).parameters.values()
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             names |= {
                 p.name: None for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
             }

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -166,8 +166,13 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Tests the best checkpoint, so that a finished fit ends with the figures of the test split."""
         best = runs.current_run() / "checkpoints" / "best.ckpt"
-        if self.trainer.interrupted or self.trainer.fast_dev_run or not best.is_file():
+        trainer: Any = self.trainer
+        if trainer.interrupted or trainer.fast_dev_run or not best.is_file():
             return
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging):
+                # While it has its average it reads the weights that were not averaged from the checkpoint.
+                callback._average_model = None
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
 
     def finish(self) -> None:
@@ -250,6 +255,7 @@ def silence_noise() -> None:
         logging.getLogger(name).addFilter(is_no_noise)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading a checkpoint outside")
 
 
 __all__ = ["CLI", "start"]

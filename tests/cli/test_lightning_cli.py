@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -234,3 +236,20 @@ def test_a_run_that_is_going_on_is_not_resumed(interrupted: Answer) -> None:
     runs.lock(Path("runs", folder))
     assert "in use by another process" in run("--config", "./tiny.yaml", "--name", "stopped", "--resume").error
     runs.release(Path("runs", folder))
+
+
+# Moving averages ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_moving_average_reports_is_what_its_checkpoint_holds() -> None:
+    average = [{"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}]
+    longer = [f"--trainer.callbacks+={json.dumps(average)}", "--trainer.limit_train_batches=12"]
+    tiny_run("--name", "ema", *longer)
+    checkpoint = torch.load("runs/ema/latest/checkpoints/best.ckpt", weights_only=True)
+    averaged, current = (checkpoint[key]["model.backbone.fc.weight"] for key in ("state_dict", "current_model_state"))
+    assert not torch.allclose(averaged, current)
+    tiny_run("test", "--name", "ema", *longer)
+    (fitted,), (tested,) = (
+        [pd.read_parquet(Path("runs", name, "latest", "samples.parquet"))] for name in ("ema", "ema_test")
+    )
+    np.testing.assert_allclose(fitted["margin"], tested["margin"], atol=1e-5)
