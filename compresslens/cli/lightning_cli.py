@@ -255,6 +255,7 @@ def silence_noise() -> None:
         logging.getLogger(name).addFilter(is_no_noise)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log")  # torchmetrics gathers over the ranks
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading a checkpoint outside")
 
 

@@ -203,8 +203,9 @@ def test_a_class_count_that_does_not_fit_the_checkpoint() -> None:
     assert fit(config="./mine.yaml").error == f"{checkpoint} has 10 classes, but 7 are wanted."
 
     arguments = ["test", "--config", "./tiny.yaml", *SHORT, "--ckpt_path", str(checkpoint)]
-    error = run(*arguments, "--model.network.init_args.architecture=test_byobnet").error
+    error = run(*arguments, "--model.network.init_args.stem=small").error
     assert error.startswith("the checkpoint does not fit the model: ")
+    assert "model.backbone.conv1.weight" in error
     assert run(*arguments[:-1], "gone.ckpt").error == "Checkpoint file not found: gone.ckpt"
     assert [name.split("/")[0] for name in run_folders()] == ["ten"]
 

@@ -79,6 +79,10 @@ def test_suppressed_contexts_and_loops_end_the_chain() -> None:
             RuntimeError("Error(s) in loading state_dict for X:\n\tsize mismatch for fc.weight: a\n\tb"),
             "the checkpoint does not fit the model: size mismatch for fc.weight: a b",
         ),
+        (
+            RuntimeError("[tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:8119."),
+            "another process of this run has failed; see its message",
+        ),
         (RuntimeError("shapes cannot be multiplied"), None),
         (ValueError("a bug"), None),
         (ZeroDivisionError(), None),

@@ -172,7 +172,8 @@ def test_the_home_folder_is_not_in_the_config_of_a_run(tiny: Path, monkeypatch: 
 def test_wandb_is_offline_unless_asked_otherwise(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    tiny_run()
+    answer = tiny_run("--trainer.enable_progress_bar=true")
+    assert "Epoch 0/0" in answer.out
     (folder,) = Path("runs/tiny/latest/wandb").glob("offline-run-*")
     assert list(folder.glob("run-*.wandb"))
 

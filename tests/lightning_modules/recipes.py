@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchvision.transforms import v2
 
-from compresslens.distillation import HintLoss, LogitKDLoss
+from compresslens.distillation import ClassActivationLoss, HintLoss, LogitKDLoss
 from lightning_modules import Distillation, ImageClassifier
 from tests.lightning_modules.tiny import SIZE, NoiseData, TinyNetwork
 
+Recipe = Callable[[], "Experiment"]
 Experiment = tuple[pl.LightningModule, NoiseData, dict[str, Any], list[pl.Callback]]
 
 
@@ -43,6 +46,13 @@ def hints() -> Experiment:
     """Distillation with augmentation and an adapter."""
     losses = [LogitKDLoss(), HintLoss(["layer2"])]
     module = Distillation(TinyNetwork(), TinyNetwork(6, seed=1), losses, **optimization())
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def maps() -> Experiment:
+    """Distillation with an adapter and class-activation maps, which need the teacher's gradient."""
+    losses = [HintLoss(["layer2"]), ClassActivationLoss(["layer2"]), LogitKDLoss(weight=0.0), HintLoss(["layer1"], weight=0.0)]
+    module = Distillation(TinyNetwork(), TinyNetwork(6, seed=1), losses, **optimization(), label_weight=0.5)
     return module, NoiseData(train_transforms=augmentation()), {}, []
 
 
@@ -102,3 +112,26 @@ def validated_by_steps() -> Experiment:
     """Validates every 5 batches, across the epochs."""
     module, data, _, _ = classifier()
     return module, data, {"val_check_interval": 5, "check_val_every_n_epoch": None}, []
+
+
+def on_two_devices(recipe: Recipe) -> Experiment:
+    """Each of two processes takes half of every batch."""
+    module, data, options, callbacks = recipe()
+    data.batch_size //= 2
+    return module, data, {**options, "devices": 2, "strategy": "ddp"}, callbacks
+
+
+class NaNClassifier(ImageClassifier):
+    """Its loss is not a number on one rank in the third batch."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(TinyNetwork(), partial(SGD, lr=0.1))
+        self.rank = rank
+
+    def training_loss(self, images: Tensor, labels: Tensor, targets: Tensor, batch_idx: int) -> Tensor:
+        loss = super().training_loss(images, labels, targets, batch_idx)
+        return loss * torch.nan if batch_idx == 2 and self.global_rank == self.rank else loss
+
+
+def not_a_number(rank: int) -> Experiment:
+    return NaNClassifier(rank), NoiseData(), {}, []

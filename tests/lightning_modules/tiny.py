@@ -7,6 +7,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,16 +51,15 @@ class Noise(Dataset[Any]):
 class NoiseData(ImageDataModule):
     """75 training images (9 batches of 8), 29 to validate, 43 to test."""
 
-    def __init__(self, sizes: Mapping[str, int] = SIZES, **options: Any) -> None:
-        super().__init__(SIZE, **{"batch_size": 8, "eval_batch_size": 10, "probe_samples": CLASSES, **options})
-        self.sizes = sizes
+    def __init__(self, batch_size: int = 8, eval_batch_size: int = 10, **options: Any) -> None:
+        super().__init__(SIZE, batch_size, eval_batch_size, **options)
 
     @property
     def class_names(self) -> list[str]:
         return [f"class {number}" for number in range(CLASSES)]
 
     def build_dataset(self, split: Split) -> Noise:
-        return Noise(split, self.sizes[split])
+        return Noise(split, SIZES[split])
 
 
 class TinyNetwork(nn.Module):
@@ -112,6 +113,13 @@ class Kill(pl.Callback):
             kill_this_process()
 
 
+class Slow(pl.Callback):
+    """Gives whoever watches from outside the time to strike."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        time.sleep(0.1)
+
+
 def kill_this_process(*args: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -121,6 +129,7 @@ def whole_run(
 ) -> None:
     """What `train.py fit` does: fits from `last.ckpt` if there is one, and tests `best.ckpt`."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     pl.seed_everything(0, verbose=False)
     module, data, options, more = recipe()
@@ -131,18 +140,42 @@ def whole_run(
     loop.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
 
 
-def in_process(function: Callable[..., None], *arguments: Any) -> int:
+def in_process(function: Callable[..., None], *arguments: Any) -> int | None:
     """Exit status of a process of its own (negative: the signal that ended it)."""
+    return in_processes([(function, *arguments)])[0]
+
+
+def on_two_ranks(function: Callable[..., None], *arguments: Any, timeout: float = 120) -> list[int | None]:
+    """Exit statuses of two processes that can form a group (None: one that hung)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return in_processes([(as_rank, rank, port, function, *arguments) for rank in range(2)], timeout)
+
+
+def as_rank(rank: int, port: int, function: Callable[..., None], *arguments: Any) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_RANK=str(rank), NODE_RANK="0"
+    )
+    function(*arguments)
+
+
+def in_processes(calls: list[tuple[Any, ...]], timeout: float = 120) -> list[int | None]:
+    """Calls functions at the same time, each in a process forked from one that has imported what they need."""
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    process.join(120)
-    if process.exitcode is None:
+    context.set_forkserver_preload(["tests.lightning_modules.recipes", "timm.data", "pandas", "matplotlib.figure"])
+    processes = [context.Process(target=function, args=arguments) for function, *arguments in calls]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
         process.kill()
         process.join()
-    return process.exitcode
+    return statuses
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -151,8 +184,9 @@ def differences(one: Path, other: Path) -> list[str]:
     for name in ("best", "last"):
         states = [torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for folder in (one, other)]
         for state in states:
-            for key in [key for key in state["callbacks"] if key.startswith("Results")]:
-                del state["callbacks"][key]
+            del state["callbacks"]["Results"]  # has the time
+            # Lightning counts validation batches again when it starts in front of an epoch's first batch.
+            del state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
         found += [f"{name}.ckpt {place}" for place in unequal(*states)]
     for name in ("metrics.csv", "samples.parquet"):
         if (one / name).read_bytes() != (other / name).read_bytes():
