@@ -132,7 +132,7 @@ class LastCheckpoint(RunCheckpoint):
             self._stopped = trainer.should_stop
             self.save(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Counts the last epoch as complete, which Lightning does not if that was all that a checkpoint had left."""
         epochs = trainer.fit_loop.epoch_progress.current
         epochs.completed = epochs.processed

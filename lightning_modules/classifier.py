@@ -180,7 +180,7 @@ class ImageClassifier(pl.LightningModule):
             raise UserError(f"the checkpoint holds a {saved}, but the config asks for a {own}")
         if self.trainer.state.fn == "fit":
             return
-        checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # its place in the training data
+        checkpoint.pop(type(self._data).__qualname__, None)  # its place in the training data
         if "current_model_state" in checkpoint:
             # Lightning's WeightAveraging, if it has seen a fit, would put the weights that were not averaged back.
             checkpoint["current_model_state"] = checkpoint["state_dict"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
-from pytorch_lightning.callbacks import Callback, ProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -169,10 +169,6 @@ class CLI(LightningCLI):
         trainer: Any = self.trainer
         if trainer.interrupted or trainer.fast_dev_run or not best.is_file():
             return
-        for callback in trainer.callbacks:
-            if isinstance(callback, WeightAveraging):
-                # While it has its average it reads the weights that were not averaged from the checkpoint.
-                callback._average_model = None
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
 
     def finish(self) -> None:
