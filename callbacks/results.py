@@ -68,7 +68,7 @@ class Results(pl.Callback):
             known = pd.DataFrame({k: v for k, v in self.samples.items() if k != "index"}, index=self.samples["index"])
             frame = known.drop(columns=frame.columns, errors="ignore").join(frame, how="outer")
         frame = frame.rename_axis("index").sort_index()
-        self.samples = {"index": frame.index.to_numpy(), **{name: frame[name].to_numpy() for name in frame}}
+        self.samples = {"index": frame.index.to_numpy(), **{str(name): frame[name].to_numpy() for name in frame}}
         runs.write_atomically(path, lambda temporary: frame.reset_index().to_parquet(temporary, index=False))
 
     def write(self, trainer: pl.Trainer) -> None:

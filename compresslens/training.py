@@ -76,10 +76,10 @@ def step_seed(*numbers: int) -> int:
 def dry_run(network: nn.Module, image_size: int) -> Tensor:
     """Output for one grey image, in eval mode; the network's modes and random state are left as they were."""
     modes = [(module, module.training) for module in network.modules()]
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    like = next(network.parameters(), torch.empty(()))
     network.eval()
     try:
-        return network(torch.full((1, 3, image_size, image_size), 0.5, device=device))
+        return network(torch.full((1, 3, image_size, image_size), 0.5, device=like.device, dtype=like.dtype))
     finally:
         for module, training in modes:
             module.training = training

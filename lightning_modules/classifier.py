@@ -83,10 +83,14 @@ class ImageClassifier(pl.LightningModule):
 
     @property
     def reference(self) -> nn.Module | None:
-        """The network that `model` came from or is compared with; frozen, in eval mode, on the module's device."""
+        """The network that `model` came from or is compared with: frozen, in eval mode, on the module's device."""
         if not self._frozen_reference:
             return None
-        return self._frozen_reference[0].to(self.device).eval()
+        network = self._frozen_reference[0]
+        like = next(network.parameters(), None)
+        if network.training or like is None or (like.device, like.dtype) != (self.device, self.dtype):
+            network.to(self.device, self.dtype).eval()  # takes milliseconds even where there is nothing to do
+        return network
 
     def set_reference(self, network: nn.Module) -> None:
         """Freezes a network and makes it the reference (no property setter: `nn.Module` would register the network)."""

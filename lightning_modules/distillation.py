@@ -111,13 +111,14 @@ class Distillation(ImageClassifier):
         if self._cache is not None:
             indices = self._data.training_indices(batch_idx)
             return Outputs(self._cache[indices].to(self.device))
+        teacher = self.teacher
         with ExitStack() as stack:
             if not self._teacher_gradient:
                 stack.enter_context(torch.no_grad())
             features = stack.enter_context(
-                feature_taps(self.teacher, self._teacher_layers, start_graph=self._teacher_gradient)
+                feature_taps(teacher, self._teacher_layers, start_graph=self._teacher_gradient)
             )
-            logits = self.teacher(images)
+            logits = teacher(images)
         return Outputs(logits, features)
 
     def _build_losses(self, image_size: int) -> None:

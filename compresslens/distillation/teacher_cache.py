@@ -58,11 +58,12 @@ class TeacherCache:
         loader = DataLoader(mine, CHUNK, num_workers=num_workers)
         logits = torch.zeros(size, classes, device=device)
         teacher.eval()
+        dtype = next((parameter.dtype for parameter in teacher.parameters()), torch.float32)
         bar = tqdm(
             zip(chunks, loader, strict=True), "teacher", total=len(chunks), disable=not show_progress, leave=False
         )
         for chunk, batch in bar:
-            images = batch[0].to(device).contiguous(memory_format=torch.channels_last)
+            images = batch[0].to(device, dtype).contiguous(memory_format=torch.channels_last)
             logits[chunk.start : chunk.stop] = teacher(images).float()
         if distributed:
             torch.distributed.all_reduce(logits)  # every row is zero on all ranks but one

@@ -70,7 +70,7 @@ def draw_curves(csv_path: Path, png_path: Path, title: str) -> bool:
         _draw_training(left, train_loss, "training loss")
     if val_loss is not None:
         _draw_validation(left, val_loss, "validation loss", np.nanargmin, "lowest", "{:.3g}")
-    left.set_ylabel("loss (cross-entropy: nats)", fontsize=12)
+    left.set_ylabel("loss", fontsize=12)
     _limit_loss(left, [s for s in (train_loss and Series(train_loss.x, smooth(train_loss.y)), val_loss) if s])
 
     if train_top1 is not None:
