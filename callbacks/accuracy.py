@@ -30,6 +30,11 @@ class Accuracy(pl.Callback):
         self._batches: list[Columns] = []
         self._seconds = 0.0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Starts with nothing; complains at once, not after the fit, if there is nowhere to write to."""
+        Results.of(trainer)
+        self._batches, self._seconds = [], 0.0
+
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:

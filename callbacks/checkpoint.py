@@ -14,15 +14,13 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from compresslens.errors import UserError
+from compresslens.training import newest_checkpoint
 
 
 class RunCheckpoint(Checkpoint):
     """What both have in common: the folder, and a save that leaves either the old file or the new one."""
 
     file_name: str
-
-    def __init__(self) -> None:
-        self.last_saved = ""
 
     def path(self, trainer: Any) -> Path:
         """Where the checkpoint is, on every rank."""
@@ -34,13 +32,13 @@ class RunCheckpoint(Checkpoint):
         Raises:
             UserError: the weights are not finite (the file before stays), or the disk is full.
         """
+        path = self.path(trainer)
         broken = [name for name, p in trainer.lightning_module.named_parameters() if not torch.isfinite(p).all()]
         if broken:
             raise UserError(
                 f"{broken[0]} is not finite at step {trainer.global_step}; last good checkpoint: "
-                f"{self.last_saved or 'none yet'}; lower the learning rate"
+                f"{newest_checkpoint(path.parent)}; lower the learning rate"
             )
-        path = self.path(trainer)
         temporary = path.with_suffix(".partial")
         try:
             trainer.save_checkpoint(temporary, weights_only=False)
@@ -51,7 +49,6 @@ class RunCheckpoint(Checkpoint):
         finally:
             if trainer.is_global_zero:
                 temporary.unlink(missing_ok=True)
-        self.last_saved = str(path)
 
 
 class BestCheckpoint(RunCheckpoint):
@@ -65,7 +62,6 @@ class BestCheckpoint(RunCheckpoint):
     file_name = "best.ckpt"
 
     def __init__(self, monitor: str = "val/top1", mode: Literal["max", "min"] = "max") -> None:
-        super().__init__()
         self.monitor = monitor
         self.mode = mode
         self.best = math.nan
@@ -102,7 +98,6 @@ class LastCheckpoint(RunCheckpoint):
     file_name = "last.ckpt"
 
     def __init__(self, every_n_steps: int = 200) -> None:
-        super().__init__()
         if every_n_steps < 0:
             raise UserError("LastCheckpoint: every_n_steps must not be negative")
         self.every_n_steps = every_n_steps
@@ -113,9 +108,7 @@ class LastCheckpoint(RunCheckpoint):
         """Lets a fit that had been stopped early stay so."""
         trainer.should_stop = trainer.should_stop or self._stopped
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves before the next batch: all that belongs to the step before, or its epoch, has been done and logged."""
         step = trainer.global_step
         due = batch_idx == 0 or (self.every_n_steps and step % self.every_n_steps == 0)

@@ -15,6 +15,10 @@ from compresslens.reporting.metric import Metric
 class Footprint(pl.Callback):
     """Writes the `footprint/*` metrics when a test (also the one that ends a fit) or a validation starts."""
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Complains at once, not after the fit, if there is nowhere to write to."""
+        Results.of(trainer)
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measures on rank zero."""
         self._measure(trainer, pl_module)

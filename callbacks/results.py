@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ class Results(pl.Callback):
         folder = Path(trainer.default_root_dir)
         config_path = folder / "config.yaml"
         config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.is_file() else None
+        # YAML has infinities and dates, JSON has not.
+        config = json.loads(json.dumps(config, default=str), parse_constant=str)
         content = {
             "schema": SCHEMA,
             "name": folder.parent.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,3 +84,9 @@ def dry_run(network: nn.Module, image_size: int) -> Tensor:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def newest_checkpoint(folder: Path) -> str:
+    """The checkpoint in a folder that was saved last, for messages; "none yet" if there is none."""
+    files = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return str(files[-1]) if files else "none yet"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import sys
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,7 +19,14 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from compresslens.errors import UserError
-from compresslens.training import build_scheduler, dry_run, optimizer_steps, parameter_groups, step_seed
+from compresslens.training import (
+    build_scheduler,
+    dry_run,
+    newest_checkpoint,
+    optimizer_steps,
+    parameter_groups,
+    step_seed,
+)
 from datamodules.samplers import evaluation_indices
 
 CALIBRATION_BINS = 15
@@ -87,9 +95,9 @@ class ImageClassifier(pl.LightningModule):
         if not self._frozen_reference:
             return None
         network = self._frozen_reference[0]
-        like = next(network.parameters(), None)
-        if network.training or like is None or (like.device, like.dtype) != (self.device, self.dtype):
-            network.to(self.device, self.dtype).eval()  # takes milliseconds even where there is nothing to do
+        like, device, dtype = next(network.parameters(), None), self.device, cast(torch.dtype, self.dtype)
+        if network.training or like is None or (like.device, like.dtype) != (device, dtype):
+            network.to(device, dtype).eval()  # takes milliseconds even where there is nothing to do
         return network
 
     def set_reference(self, network: nn.Module) -> None:
@@ -163,9 +171,7 @@ class ImageClassifier(pl.LightningModule):
         if self.scheduler_interval == "epoch" and trainer.max_epochs > 0:
             return trainer.max_epochs
         batches, per_step = len(self._data.train_dataloader()), trainer.accumulate_grad_batches
-        steps = optimizer_steps(
-            batches, trainer.limit_train_batches, per_step, trainer.max_epochs, trainer.max_steps
-        )
+        steps = optimizer_steps(batches, trainer.limit_train_batches, per_step, trainer.max_epochs, trainer.max_steps)
         return steps if self.scheduler_interval == "step" else math.ceil(steps * per_step / batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -210,9 +216,10 @@ class ImageClassifier(pl.LightningModule):
             images, targets = self._mixup(images, labels)
         loss = self.training_loss(images, labels, targets, batch_idx)
         if not torch.isfinite(loss):
+            folder = Path(self.trainer.default_root_dir) / "checkpoints"
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}); "
-                f"last good checkpoint: {self._last_checkpoint()}; lower the learning rate"
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
+                f"; last good checkpoint: {newest_checkpoint(folder)}; lower the learning rate"
             )
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
@@ -287,11 +294,6 @@ class ImageClassifier(pl.LightningModule):
             raise UserError(
                 f"the {what} gives {logits.shape[1]} logits but the data has {classes} classes; set its num_classes"
             )
-
-    def _last_checkpoint(self) -> str:
-        callbacks = self.trainer.checkpoint_callbacks
-        paths = [getattr(c, "last_saved", "") or getattr(c, "best_model_path", "") for c in callbacks]
-        return next((path for path in paths if path), "none yet")
 
 
 def classification_metrics(classes: int) -> MetricCollection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,17 +80,19 @@ class Distillation(ImageClassifier):
 
     def on_fit_start(self) -> None:
         """Fills the cache of the teacher's logits where that is possible."""
-        data = self._data
+        data, trainer = self._data, cast(Any, self.trainer)
+        self._cache = None
         repeatable = getattr(data, "deterministic_training_images", False) and self._mixup is None
+        repeatable = repeatable and not trainer.overfit_batches  # then Lightning chooses the images
         if not repeatable or not self.losses or not all(loss.cacheable for loss in self.losses):
             return
         classes = data.num_classes
         if len(data.train_samples) * classes * 4 > self.cache_limit:
             logger.warning("the teacher's logits would exceed cache_limit: the teacher runs on every batch")
             return
-        with self.trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context():
             self._cache = TeacherCache.fill(
-                self.teacher, data.train_samples, classes, self.device, data.num_workers, self.trainer.is_global_zero
+                self.teacher, data.train_samples, classes, self.device, data.num_workers, trainer.is_global_zero
             )
 
     def training_loss(self, images: Tensor, labels: Tensor, targets: Tensor, batch_idx: int) -> Tensor:
@@ -125,7 +127,7 @@ class Distillation(ImageClassifier):
         """Runs both networks on two grey images, so that the losses can check shapes and create adapters."""
         weight = next(self.model.parameters())  # not on the module's device yet
         images = torch.full((2, 3, image_size, image_size), 0.5, device=weight.device, dtype=weight.dtype)
-        teacher = self.teacher.to(weight)
+        teacher = self._frozen_reference[0].eval().to(weight)
         modes: list[tuple[Any, bool]] = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         with torch.no_grad():

@@ -55,7 +55,9 @@ def test_killed_and_continued(tmp_path: Path) -> None:
 def evaluate(folder: Path, checkpoint: Path, what: str, devices: int) -> None:
     pl.seed_everything(0, verbose=False)
     module, data, _, _ = recipes.hints()
-    loop = tiny.trainer(folder, devices=devices, strategy="ddp" if devices > 1 else "auto", logger=CurvesLogger(str(folder)))
+    loop = tiny.trainer(
+        folder, devices=devices, strategy="ddp" if devices > 1 else "auto", logger=CurvesLogger(str(folder))
+    )
     getattr(loop, what)(module, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
 
 

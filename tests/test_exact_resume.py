@@ -196,7 +196,9 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
     """Until that step's loss stands in `metrics.csv`."""
     for _ in range(6000):
         assert process.poll() is None, (folder / "output.txt").read_text()
-        rows = [line.split(",") for path in folder.glob("runs/*/*/metrics.csv") for line in path.read_text().splitlines()]
+        rows = [
+            line.split(",") for path in folder.glob("runs/*/*/metrics.csv") for line in path.read_text().splitlines()
+        ]
         if any(row[2] == "train/loss" and int(row[0]) >= step for row in rows[1:] if len(row) == 4):
             return
         time.sleep(0.02)
@@ -204,7 +206,8 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(CLASSIFIER, id="classifier"), pytest.param(DISTILLATION, marks=pytest.mark.slow, id="distillation")]
+    "config",
+    [pytest.param(CLASSIFIER, id="classifier"), pytest.param(DISTILLATION, marks=pytest.mark.slow, id="distillation")],
 )
 def test_kill_9(tmp_path: Path, config: str) -> None:
     folders = [tmp_path / name for name in ("whole", "killed")]

@@ -51,7 +51,12 @@ def hints() -> Experiment:
 
 def maps() -> Experiment:
     """Distillation with an adapter and class-activation maps, which need the teacher's gradient."""
-    losses = [HintLoss(["layer2"]), ClassActivationLoss(["layer2"]), LogitKDLoss(weight=0.0), HintLoss(["layer1"], weight=0.0)]
+    losses = [
+        HintLoss(["layer2"]),
+        ClassActivationLoss(["layer2"]),
+        LogitKDLoss(weight=0.0),
+        HintLoss(["layer1"], weight=0.0),
+    ]
     module = Distillation(TinyNetwork(), TinyNetwork(6, seed=1), losses, **optimization(), label_weight=0.5)
     return module, NoiseData(train_transforms=augmentation()), {}, []
 
@@ -100,7 +105,12 @@ def plateau() -> Experiment:
 
 def stopped_early() -> Experiment:
     module, data, _, _ = classifier()
-    return module, data, {"max_epochs": 6}, [pl.callbacks.EarlyStopping("val/top1", mode="max", patience=1, min_delta=0.5)]
+    return (
+        module,
+        data,
+        {"max_epochs": 6},
+        [pl.callbacks.EarlyStopping("val/top1", mode="max", patience=1, min_delta=0.5)],
+    )
 
 
 def fixed_steps() -> Experiment:

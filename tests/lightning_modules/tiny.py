@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def kill_this_process(*args: Any) -> None:
 
 
 def whole_run(
-    folder: Path, recipe: Recipe, kill_first: list[Kill] = [], kill_last: list[Kill] = [], cadence: int = 4
+    folder: Path, recipe: Recipe, kill_first: Sequence[Kill] = (), kill_last: Sequence[Kill] = (), cadence: int = 4
 ) -> None:
     """What `train.py fit` does: fits from `last.ckpt` if there is one, and tests `best.ckpt`."""
     torch.set_num_threads(1)
@@ -204,7 +204,11 @@ def unequal(one: Any, other: Any, place: str = "") -> list[str]:
             return [f"{place} keys {sorted(map(str, set(one) ^ set(other)))}"]
         return [text for key in one for text in unequal(one[key], other[key], f"{place}.{key}")]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        return [text for number, pair in enumerate(zip(one, other, strict=True)) for text in unequal(*pair, f"{place}[{number}]")]
+        return [
+            text
+            for number, pair in enumerate(zip(one, other, strict=True))
+            for text in unequal(*pair, f"{place}[{number}]")
+        ]
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         same = one.dtype == other.dtype and torch.equal(one, other)
         return [] if same else [f"{place}: tensor"]

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+
+from callbacks import Results
+from compresslens import runs
+from compresslens.reporting import CurvesLogger, Metric
+from lightning_modules import ImageClassifier
+from tests.lightning_modules.tiny import NoiseData, TinyNetwork, trainer
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "my_run" / "20260102-030405"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_the_file(run: Path) -> None:
+    (run / "config.yaml").write_text("seed_everything: 3\ndata: {root: ~/images}\nlimit: .inf\nday: 2026-01-02\n")
+    results = Results()
+    loop = trainer(run, [results])
+    results.record(loop, "first", {"b/x": Metric(0.5, (0.25, 0.75), 10, 0.5)}, 1.23456)
+    results.record(loop, "second", {"a/y": Metric(math.nan), "b/x": Metric(0.6, None, 10)}, 2)
+    content = json.loads((run / "results.json").read_text())
+    assert content["schema"] == 1
+    assert content["name"] == "my_run"
+    assert content["seed"] == 3
+    assert content["metrics"] == {
+        "a/y": {"value": None, "ci95": None, "n": 1, "reference": None},
+        "b/x": {"value": 0.6, "ci95": None, "n": 10, "reference": None},
+    }
+    assert list(content["metrics"]) == ["a/y", "b/x"]
+    assert content["wall_seconds"] == {"first": 1.235, "second": 2}
+    assert content["verdicts"] == {}
+    assert content["versions"]["torch"].count(".") >= 2
+    assert content["config"]["data"] == {"root": "~/images"}
+    assert content["config"]["limit"] == "Infinity", "JSON has no number for it"
+    assert content["config"]["day"] == "2026-01-02"
+
+
+def test_loggers_get_the_values(run: Path) -> None:
+    results = Results()
+    loop = trainer(run, [results], logger=CurvesLogger(str(run)))
+    results.record(loop, "probe", {"a/y": Metric(0.5)}, 0)
+    assert (run / "metrics.csv").read_text().splitlines()[1:] == ["0,,a/y,0.5"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results()
+    loop = trainer(run, [results])
+    results.record(loop, "first", {"x": Metric(1.0)}, 0)
+    before = (run / "results.json").read_bytes()
+    write_text = Path.write_text
+
+    def half(path: Path, text: str, **options: Any) -> int:
+        write_text(path, text[:20], **options)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        results.record(loop, "second", {"x": Metric(2.0)}, 0)
+    assert (run / "results.json").read_bytes() == before
+    assert [path.name for path in run.iterdir()] == ["results.json"], "nothing half-written stays"
+
+
+def samples(run: Path) -> dict[str, list[Any]]:
+    return pd.read_parquet(run / "samples.parquet").to_dict("list")  # type: ignore[return-value]
+
+
+def test_samples_are_joined_by_their_index(run: Path) -> None:
+    results = Results()
+    loop = trainer(run, [results])
+    results.record_samples(loop, np.array([2, 0, 1]), {"label": np.array([7, 5, 6]), "hit": np.array([True, False, True])})
+    assert samples(run) == {"index": [0, 1, 2], "label": [5, 6, 7], "hit": [False, True, True]}
+    results.record_samples(loop, np.array([1, 2, 0]), {"l2": np.array([1.5, 2.5, 0.5])})
+    assert samples(run) == {"index": [0, 1, 2], "label": [5, 6, 7], "hit": [False, True, True], "l2": [0.5, 1.5, 2.5]}
+    results.record_samples(loop, np.array([0, 1, 2]), {"l2": np.array([9.0, 8.0, 7.0])})
+    assert samples(run)["l2"] == [9, 8, 7], "measured anew"
+    results.record_samples(loop, np.array([1]), {"cam": np.array([0.25])})
+    assert np.isnan(samples(run)["cam"]).tolist() == [True, False, True], "measured on some samples only"
+    assert samples(run)["label"] == [5, 6, 7]
+    assert samples(run)["hit"] == [False, True, True]
+
+
+def test_only_rank_zero_writes(run: Path) -> None:
+    results = Results()
+    loop: Any = type("Trainer", (), {"is_global_zero": False, "default_root_dir": str(run)})()
+    results.record(loop, "probe", {"x": Metric(1.0)}, 0)
+    results.record_samples(loop, np.array([0]), {"x": np.array([1])})
+    assert list(run.iterdir()) == []
+
+
+def test_the_time_of_a_fit_is_that_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 100.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("callbacks.results.time", clock)
+    first = Results()
+    first.on_fit_start(None, None)  # type: ignore[arg-type]
+    clock.now = 107.5
+    state = first.state_dict()
+    clock.now = 1000.0
+    second = Results()
+    second.load_state_dict(state)
+    second.on_fit_start(None, None)  # type: ignore[arg-type]
+    clock.now = 1002.0
+    second.on_fit_end(None, None)  # type: ignore[arg-type]
+    assert second.wall_seconds == {"fit": 9.5}
+
+
+def test_the_split_of_a_fit_is_test(run: Path) -> None:
+    module, data = ImageClassifier(TinyNetwork()), NoiseData()
+
+    class Probe(pl.Callback):
+        def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            Results.of(trainer).record(trainer, "probe", {"x": Metric(1.0)}, 0)
+
+        on_validation_end = on_test_end
+
+    loop = trainer(run, [Probe(), Results()], max_epochs=1)
+    loop.fit(module, datamodule=data)
+    loop.test(module, datamodule=data, verbose=False)
+    assert json.loads((run / "results.json").read_text())["split"] == "test"
+    loop.validate(module, datamodule=data, verbose=False)
+    assert json.loads((run / "results.json").read_text())["split"] == "val"
+    assert not list(run.glob(".*")), runs.FINISHED_FILE
