@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ class SceneStyle:
     shortcut: float
 
     def __post_init__(self) -> None:
+        if self.blending not in get_args(Blending):
+            raise UserError(f"MNISTScenes: blending is {self.blending!r}; choose {' or '.join(get_args(Blending))}.")
         for name, (low, high) in {"dimming": self.dimming, "digit_size": self.digit_size}.items():
             if not 0 <= low <= high <= 1:
                 raise UserError(

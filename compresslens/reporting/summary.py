@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ def print_summary(folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sign that the terminal does not have must not end a run badly
     path = folder / "results.json"
     console = Console()
     if not console.is_terminal:
@@ -27,7 +31,8 @@ def print_summary(folder: Path) -> None:
     results = json.loads(path.read_text(encoding="utf-8"))
     table = Table(title=escape(f"{results['name']}, {results['split']} split"), title_justify="left", box=SIMPLE)
     for heading in ("metric", "model", "95 % interval", "reference", "change"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+        is_name = heading == "metric"  # a long name may take two lines, but no figure is cut off
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for name, metric in results["metrics"].items():
         table.add_row(escape(name), *row(name, metric))
     console.print(table)
@@ -38,7 +43,7 @@ def row(name: str, metric: dict[str, Any]) -> list[str]:
     """Model, interval, reference and their change (a ratio for counts), as text."""
     value, reference, interval = metric["value"], metric["reference"], metric["ci95"]
     is_count = name.rsplit("/", 1)[-1] in COUNTS
-    between = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    between = "" if interval is None or None in interval else f"{interval[0]:.3f} to {interval[1]:.3f}"
     change = ""
     if value is not None and reference is not None:
         change = f"× {value / reference:.3f}" if is_count and reference else f"{value - reference:+.4f}"

@@ -76,7 +76,9 @@ def test_against_a_plain_loop(tmp_path: Path, what: str, part: str, size: int) -
 
 
 def test_without_a_reference_there_is_nothing_to_agree_with(tmp_path: Path) -> None:
-    trainer(tmp_path, [Accuracy(), Results()]).test(ImageClassifier(TinyNetwork()), datamodule=NoiseData(), verbose=False)
+    trainer(tmp_path, [Accuracy(), Results()]).test(
+        ImageClassifier(TinyNetwork()), datamodule=NoiseData(), verbose=False
+    )
     metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert sorted(metrics) == ["accuracy/ece", "accuracy/top1", "accuracy/top5"]
     assert all(metric["reference"] is None for metric in metrics.values())

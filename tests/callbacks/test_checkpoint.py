@@ -100,7 +100,9 @@ def test_the_best_is_kept(tmp_path: Path, values: list[float], mode: Any, best: 
 
 
 def test_an_unknown_metric_is_named_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no metric 'val/acc' to monitor; there are: train/loss, val/ece, val/loss, val/top1"):
+    with pytest.raises(
+        UserError, match="no metric 'val/acc' to monitor; there are: train/loss, val/ece, val/loss, val/top1"
+    ):
         trainer(tmp_path, [BestCheckpoint("val/acc")]).fit(classifier(), datamodule=NoiseData())
 
 
@@ -165,7 +167,14 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    [recipes.classifier, recipes.hints, recipes.averaged_hints, recipes.workers, recipes.plateau, recipes.stopped_early],
+    [
+        recipes.classifier,
+        recipes.hints,
+        recipes.averaged_hints,
+        recipes.workers,
+        recipes.plateau,
+        recipes.stopped_early,
+    ],
     ids=lambda recipe: recipe.__name__,
 )
 def test_checkpoints_hold_plain_values_and_no_paths(tmp_path: Path, recipe: recipes.Recipe) -> None:
@@ -196,10 +205,12 @@ def test_counters_are_put_back_even_if_saving_fails(tmp_path: Path) -> None:
     class Look(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
             def counters() -> str:
-                return str((trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop.epoch_loop._batches_that_stepped))
+                return str(
+                    (trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop.epoch_loop._batches_that_stepped)
+                )
 
             before = counters()
-            with pytest.raises(RuntimeError, match="full"), before_the_batch(trainer):
+            with pytest.raises(RuntimeError, match="full"), before_the_batch(trainer):  # noqa: PT012
                 assert counters() != before
                 raise RuntimeError("full")
             assert counters() == before

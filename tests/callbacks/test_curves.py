@@ -70,7 +70,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_csv_again(tmp_path:
     rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
     steps = [int(row[0]) for row in rows if row[2] == "train/loss"]
     assert steps == list(range(9))
-    assert ["9.0"] != [row[3] for row in rows[:1]]
+    assert [row[3] for row in rows[:1]] != ["9.0"]
 
 
 def test_a_test_of_a_checkpoint_drops_nothing(tmp_path: Path) -> None:
@@ -80,7 +80,9 @@ def test_a_test_of_a_checkpoint_drops_nothing(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         loop = trainer(tmp_path, [Curves(), LastCheckpoint()], logger=CurvesLogger(str(tmp_path)))
         last = tmp_path / "checkpoints" / "last.ckpt"
-        loop.test(ImageClassifier(TinyNetwork()), datamodule=NoiseData(), ckpt_path=last, weights_only=True, verbose=False)
+        loop.test(
+            ImageClassifier(TinyNetwork()), datamodule=NoiseData(), ckpt_path=last, weights_only=True, verbose=False
+        )
     after = (tmp_path / "metrics.csv").read_text()
     assert after.startswith(before)
     assert "test/top1" in after[len(before) :]

@@ -79,7 +79,9 @@ def samples(run: Path) -> dict[str, list[Any]]:
 def test_samples_are_joined_by_their_index(run: Path) -> None:
     results = Results()
     loop = trainer(run, [results])
-    results.record_samples(loop, np.array([2, 0, 1]), {"label": np.array([7, 5, 6]), "hit": np.array([True, False, True])})
+    results.record_samples(
+        loop, np.array([2, 0, 1]), {"label": np.array([7, 5, 6]), "hit": np.array([True, False, True])}
+    )
     assert samples(run) == {"index": [0, 1, 2], "label": [5, 6, 7], "hit": [False, True, True]}
     results.record_samples(loop, np.array([1, 2, 0]), {"l2": np.array([1.5, 2.5, 0.5])})
     assert samples(run) == {"index": [0, 1, 2], "label": [5, 6, 7], "hit": [False, True, True], "l2": [0.5, 1.5, 2.5]}
