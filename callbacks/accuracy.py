@@ -62,13 +62,14 @@ class Accuracy(pl.Callback):
         indices, real = evaluation_indices(
             loader, batch_idx, loader.batch_size, trainer.global_rank, trainer.world_size
         )
-        columns = {"index": indices, "label": batch[1], **per_sample(outputs["logits"], batch[1])}
+        labels = batch[1].cpu()  # from here on in float64, which not every device has
+        columns = {"index": indices, "label": labels, **per_sample(outputs["logits"].cpu(), labels)}
         if module.reference is not None:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 logits = module.reference(batch[0]).float()
-            columns |= {f"reference_{name}": value for name, value in per_sample(logits, batch[1]).items()}
+            columns |= {f"reference_{name}": value for name, value in per_sample(logits.cpu(), labels).items()}
         keep = real.numpy()
-        self._batches.append({name: value.cpu().numpy()[keep] for name, value in columns.items()})
+        self._batches.append({name: value.numpy()[keep] for name, value in columns.items()})
         self._seconds += time.monotonic() - started
 
     def _record(self, trainer: pl.Trainer) -> None:

@@ -52,7 +52,7 @@ class RunCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(RunCheckpoint):
-    """Saves after a validation that is better than all before.
+    """Saves after a validation that is better than all before; at the end of a fit that had none, the last weights.
 
     Args:
         monitor: name of the validation metric.
@@ -65,6 +65,7 @@ class BestCheckpoint(RunCheckpoint):
         self.monitor = monitor
         self.mode = mode
         self.best = math.nan
+        self._saved = False
 
     def on_validation_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Compares and saves."""
@@ -76,16 +77,22 @@ class BestCheckpoint(RunCheckpoint):
         value = float(trainer.callback_metrics[self.monitor])
         better = value > self.best if self.mode == "max" else value < self.best
         if better or math.isnan(self.best):
-            self.best = value
+            self.best, self._saved = value, True
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        """Saves what there is if there was no validation."""
+        if is_last_epoch(trainer) and not self._saved and not trainer.fast_dev_run:
+            self._saved = True
             self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
-        return {"best": self.best}
+        """The best value so far, and whether there is a file."""
+        return {"best": self.best, "saved": self._saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best value."""
-        self.best = state_dict["best"]
+        """Restores them."""
+        self.best, self._saved = state_dict["best"], state_dict["saved"]
 
 
 class LastCheckpoint(RunCheckpoint):
@@ -119,9 +126,7 @@ class LastCheckpoint(RunCheckpoint):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Saves after the last epoch's validation."""
-        epochs = trainer.fit_loop.epoch_progress.current.processed
-        done = 0 <= (trainer.max_epochs or 0) <= epochs or 0 <= trainer.max_steps <= trainer.global_step
-        if (done or trainer.should_stop) and not trainer.fast_dev_run:
+        if is_last_epoch(trainer) and not trainer.fast_dev_run:
             self._stopped = trainer.should_stop
             self.save(trainer)
 
@@ -137,6 +142,13 @@ class LastCheckpoint(RunCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers it."""
         self._stopped = state_dict["stopped"]
+
+
+def is_last_epoch(trainer: Any) -> bool:
+    """Whether the fit ends with the epoch that is ending."""
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    done = 0 <= trainer.max_epochs <= epochs or 0 <= trainer.max_steps <= trainer.global_step
+    return done or trainer.should_stop
 
 
 @contextmanager

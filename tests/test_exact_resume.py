@@ -68,6 +68,7 @@ def name(value: object) -> str | None:
         (recipes.plateau, BETWEEN_EPOCHS),
         (recipes.stopped_early, AFTER_FIT),
         (recipes.workers, MID_EPOCH),
+        (recipes.never_validated, AFTER_FIT),
     ],
     ids=lambda value: name(value) or "{}-{}".format(*value),
 )
@@ -112,8 +113,9 @@ def killed_before_the_checkpoint_is_in_place(folder: Path, recipe: recipes.Recip
     whole_run(folder, recipe)
 
 
-def test_killed_while_saving(uninterrupted: Callable[[recipes.Recipe], Path], tmp_path: Path) -> None:
-    status = in_process(killed_before_the_checkpoint_is_in_place, tmp_path, recipes.classifier, 5)
+@pytest.mark.parametrize("number", [3, 4, 5], ids=["best", "last after best", "mid-epoch"])
+def test_killed_while_saving(uninterrupted: Callable[[recipes.Recipe], Path], tmp_path: Path, number: int) -> None:
+    status = in_process(killed_before_the_checkpoint_is_in_place, tmp_path, recipes.classifier, number)
     assert status == -signal.SIGKILL
     assert list(tmp_path.glob("checkpoints/*.partial"))
     assert in_process(whole_run, tmp_path, recipes.classifier) == 0
@@ -206,17 +208,24 @@ def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> 
 
 
 @pytest.mark.parametrize(
-    "config",
-    [pytest.param(CLASSIFIER, id="classifier"), pytest.param(DISTILLATION, marks=pytest.mark.slow, id="distillation")],
+    ("config", "step", "devices"),
+    [
+        pytest.param(CLASSIFIER, 13, "1", id="classifier"),
+        pytest.param(CLASSIFIER, 1, "1", id="before-any-checkpoint", marks=pytest.mark.slow),
+        pytest.param(DISTILLATION, 13, "1", id="distillation", marks=pytest.mark.slow),
+        pytest.param(DISTILLATION, 13, "2", id="two-devices", marks=pytest.mark.slow),
+    ],
 )
-def test_kill_9(tmp_path: Path, config: str) -> None:
+def test_kill_9(tmp_path: Path, config: str, step: int, devices: str) -> None:
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         folder.mkdir()
         (folder / "tiny.yaml").write_text(CONFIG)
         (folder / "experiment.yaml").write_text(config)
-    whole, killed = (command(folder) for folder in folders)
-    wait_for_step(killed, folders[1], 13)
+    parallel = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp"] if devices == "2" else []
+    options = [f"--trainer.devices={devices}", f"--data.batch_size={8 // int(devices)}", *parallel]
+    whole, killed = (command(folder, *options) for folder in folders)
+    wait_for_step(killed, folders[1], step)
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not list(folders[1].glob("runs/*/*/finished"))

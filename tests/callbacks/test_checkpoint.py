@@ -99,6 +99,15 @@ def test_the_best_is_kept(tmp_path: Path, values: list[float], mode: Any, best: 
     assert saved["callbacks"]["BestCheckpoint"]["best"] == pytest.approx(values[best])
 
 
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"max_steps": 7}])
+def test_without_a_validation_the_last_weights_are_the_best(tmp_path: Path, options: dict[str, Any]) -> None:
+    loop = trainer(tmp_path, [BestCheckpoint(), LastCheckpoint()], **{"max_epochs": 2, **options})
+    loop.fit(module := classifier(), datamodule=NoiseData())
+    saved = load(tmp_path, "best")
+    assert saved["global_step"] == loop.global_step == options.get("max_steps", 2 * BATCHES)
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in module.state_dict().items())
+
+
 def test_an_unknown_metric_is_named_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="no metric 'val/acc' to monitor; there are: train/loss, val/ece, val/loss, val/top1"

@@ -91,6 +91,9 @@ def test_samples_are_joined_by_their_index(run: Path) -> None:
     assert np.isnan(samples(run)["cam"]).tolist() == [True, False, True], "measured on some samples only"
     assert samples(run)["label"] == [5, 6, 7]
     assert samples(run)["hit"] == [False, True, True]
+    results.record_samples(loop, np.array([3, 1]), {"cam": np.array([0.5, 0.75])})
+    assert samples(run)["index"] == [0, 1, 2, 3], "and on others"
+    assert np.nan_to_num(samples(run)["cam"], nan=-1).tolist() == [-1, 0.75, -1, 0.5]
 
 
 def test_only_rank_zero_writes(run: Path) -> None:

@@ -131,6 +131,11 @@ def on_two_devices(recipe: Recipe) -> Experiment:
     return module, data, {**options, "devices": 2, "strategy": "ddp"}, callbacks
 
 
+def never_validated() -> Experiment:
+    module, data, _, _ = classifier()
+    return module, data, {"limit_val_batches": 0}, []
+
+
 class NaNClassifier(ImageClassifier):
     """Its loss is not a number on one rank in the third batch."""
 
