@@ -54,6 +54,8 @@ class RunCheckpoint(Checkpoint):
 class BestCheckpoint(RunCheckpoint):
     """Saves after a validation that is better than all before; at the end of a fit that had none, the last weights.
 
+    A network that is still being compressed (the module's `compression_finished` is False) is no candidate.
+
     Args:
         monitor: name of the validation metric.
         mode: whether the greatest or the least value is best.
@@ -71,6 +73,8 @@ class BestCheckpoint(RunCheckpoint):
         """Compares and saves."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
+        if not getattr(pl_module, "compression_finished", True):
+            return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(f"BestCheckpoint: there is no metric {self.monitor!r} to monitor; there are: {known}")
@@ -82,7 +86,16 @@ class BestCheckpoint(RunCheckpoint):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Saves what there is if there was no validation."""
-        if is_last_epoch(trainer) and not self._saved and not trainer.fast_dev_run:
+        if is_last_epoch(trainer):
+            self._save_unless_saved(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        """Saves what there is if there was no epoch."""
+        if trainer.max_epochs == 0:
+            self._save_unless_saved(trainer)
+
+    def _save_unless_saved(self, trainer: Any) -> None:
+        if not self._saved and not trainer.fast_dev_run:
             self._saved = True
             self.save(trainer)
 

@@ -147,6 +147,20 @@ class ImageDataModule(pl.LightningDataModule):
         """The fixed class-balanced subset that every model is probed on; its ``indices`` are those in the split."""
         return Subset(self.dataset(split), self.probe_indices(split).tolist())
 
+    def calibration_loader(self, samples: int) -> DataLoader[Any]:
+        """Batches of a fixed class-balanced subset of the training images, as the evaluation would see them.
+
+        What compression measures on data (ranges of activations, gradients) is measured on these. They depend on
+        ``samples`` and ``seed`` only, and are the same on every rank.
+
+        Args:
+            samples: at most so many images; all if there are fewer.
+        """
+        indices = balanced_indices(self.labels("train"), samples, self.seed).tolist()
+        dataset = TransformedDataset(self.dataset("train").samples, self.eval_transforms, self.seed)
+        options = {**self._loader_options(), "persistent_workers": False}
+        return DataLoader(Subset(dataset, indices), batch_size=self.eval_batch_size, **options)
+
     # What Lightning calls ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

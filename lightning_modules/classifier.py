@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from compresslens.errors import UserError
+from compresslens.networks.changes import Change, apply_changes, changes_of
 from compresslens.training import (
     build_scheduler,
     dry_run,
@@ -175,15 +176,17 @@ class ImageClassifier(pl.LightningModule):
         return steps if self.scheduler_interval == "step" else math.ceil(steps * per_step / batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Names the architecture, so that loading into another one can say so."""
+        """Names the architecture and what was changed in it, so that it can be rebuilt."""
         checkpoint["architecture"] = self._architecture()
+        checkpoint["changes"] = changes_of(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what only matters for continuing a fit, when the checkpoint is to be evaluated.
+        """Changes the network's structure as the checkpoint's was, and leaves out what only matters for continuing a fit.
 
         Raises:
             UserError: the checkpoint is another architecture's.
         """
+        self.rebuild(checkpoint.get("changes", []))
         saved, own = checkpoint.get("architecture"), self._architecture()
         names = {f"model.{name}" for name in self.model.state_dict()}
         if saved not in (None, own) and not names <= checkpoint["state_dict"].keys():
@@ -194,6 +197,19 @@ class ImageClassifier(pl.LightningModule):
         if "current_model_state" in checkpoint:
             # Lightning's WeightAveraging, if it has seen a fit, would put the weights that were not averaged back.
             checkpoint["current_model_state"] = checkpoint["state_dict"]
+
+    def rebuild(self, changes: list[Change]) -> None:
+        """Makes the changes of structure that the network of a checkpoint had undergone, as far as they are missing.
+
+        Raises:
+            UserError: the network has undergone others.
+        """
+        own = changes_of(self.model)
+        if changes[: len(own)] != own:
+            raise UserError(
+                f"the checkpoint's {self._architecture()} was compressed otherwise than the one of the config"
+            )
+        apply_changes(self.model, changes[len(own) :])
 
     # Training --------------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,10 @@ def create_network(
     if weights == "timm":
         backbone = _build_pretrained(library, name, num_classes, replace_head)
     network = PixelNetwork(backbone, *_normalization(library, name, backbone), architecture, num_classes, image_size)
+    network.recipe = {
+        **{"architecture": architecture, "num_classes": num_classes, "image_size": image_size},
+        **{"stem": stem, "output_stride": output_stride},
+    }
     if weights == "package":
         state = package_state_dict(backbone, name.split(".")[0] if library == "timm" else architecture)
         load_backbone(network, state, "the package", replace_head)

@@ -1,6 +1,7 @@
 """A classifier whose first layer is its own normalization."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class PixelNetwork(nn.Module):
         architecture: The name the backbone was created by.
         num_classes: Number of logits.
         image_size: Side in pixels of the square images the network is meant for.
+
+    Attributes:
+        recipe: The arguments by which `create_network` makes the same structure again, before any change.
+        changes: What compression did to that structure; see `compresslens.networks.changes`.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class PixelNetwork(nn.Module):
         self.architecture = architecture
         self.num_classes = num_classes
         self.image_size = image_size
+        self.recipe: dict[str, Any] = {}
+        self.changes: list[dict[str, Any]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps float32 images N×3×H×W in [0, 1] to logits N×num_classes."""

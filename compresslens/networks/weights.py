@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compresslens.errors import UserError
+from compresslens.networks.changes import apply_changes
 from compresslens.networks.names import first_line
 from compresslens.networks.pixel_network import PixelNetwork
 from compresslens.networks.taps import classifier_name
@@ -25,6 +26,8 @@ _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 def load_weights(network: PixelNetwork, path: str | Path, replace_head: bool = True) -> None:
     """Loads weights from a file into the network, in place and strictly.
+
+    Where the file is a checkpoint of a compressed network, the network's structure is changed likewise first.
 
     Args:
         network: The network to fill.
@@ -41,6 +44,7 @@ def load_weights(network: PixelNetwork, path: str | Path, replace_head: bool = T
     saved_architecture = _saved_architecture(content)
     if saved_architecture and _plain(saved_architecture) != _plain(network.architecture):
         raise UserError(f"{file} holds a '{saved_architecture}', not a '{network.architecture}'.")
+    apply_changes(network, content.get("changes", []) if isinstance(content, Mapping) else [])
     load_backbone(network, _backbone_state(network, _state_dict(content, file)), str(file), replace_head)
 
 
