@@ -3,8 +3,9 @@
 from callbacks.accuracy import Accuracy
 from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.curves import Curves
+from callbacks.export import Export
 from callbacks.footprint import Footprint
 from callbacks.predictions import Predictions
 from callbacks.results import Results
 
-__all__ = ["Accuracy", "BestCheckpoint", "Curves", "Footprint", "LastCheckpoint", "Predictions", "Results"]
+__all__ = ["Accuracy", "BestCheckpoint", "Curves", "Export", "Footprint", "LastCheckpoint", "Predictions", "Results"]

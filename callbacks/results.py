@@ -30,6 +30,7 @@ class Results(pl.Callback):
     def __init__(self) -> None:
         self.metrics: dict[str, Metric] = {}
         self.wall_seconds: dict[str, float] = {}
+        self.details: dict[str, dict[str, Any]] = {}
         self.samples: dict[str, npt.NDArray[Any]] = {}
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
@@ -46,12 +47,29 @@ class Results(pl.Callback):
                 return callback
         raise UserError("the probes need callbacks.Results among trainer.callbacks to write to")
 
-    def record(self, trainer: pl.Trainer, probe: str, metrics: dict[str, Metric], seconds: float) -> None:
-        """Adds the metrics of a probe and writes `results.json` and the loggers (rank zero only)."""
+    def record(
+        self,
+        trainer: pl.Trainer,
+        probe: str,
+        metrics: dict[str, Metric],
+        seconds: float,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        """Adds the metrics of a probe and writes `results.json` and the loggers (rank zero only).
+
+        Args:
+            trainer: whose run folder is written to.
+            probe: its name.
+            metrics: by name.
+            seconds: that it took.
+            details: how it was measured, for readers rather than for comparisons; plain, finite values.
+        """
         if not trainer.is_global_zero:
             return
         self.metrics.update(metrics)
         self.wall_seconds[probe] = round(seconds, 3)
+        if details is not None:
+            self.details[probe] = details
         for logger in trainer.loggers:
             values = {name: metric.value for name, metric in metrics.items()}
             logger.log_metrics(values, step=trainer.global_step)
@@ -87,6 +105,7 @@ class Results(pl.Callback):
             "metrics": {name: metric.as_json() for name, metric in sorted(self.metrics.items())},
             "precision": trainer.precision,
             "wall_seconds": self.wall_seconds,
+            "details": self.details,
             "verdicts": {},
             "versions": versions(),
             "config": config,

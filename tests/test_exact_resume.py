@@ -69,6 +69,7 @@ def name(value: object) -> str | None:
         (recipes.stopped_early, AFTER_FIT),
         (recipes.workers, MID_EPOCH),
         (recipes.never_validated, AFTER_FIT),
+        (recipes.factorized, MID_EPOCH),
     ],
     ids=lambda value: name(value) or "{}-{}".format(*value),
 )

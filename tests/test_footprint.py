@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslens.footprint import count_macs, count_parameters, weights_bytes
+from compresslens.export.torch_export import capture
+from compresslens.footprint import count_macs, count_parameters, peak_memory, weights_bytes, zero_share
+from compresslens.networks import create_network
+from tests.references.footprint import macs_by_layers, peak_of_a_chain
 
 
 def small_network() -> nn.Sequential:
@@ -59,6 +62,21 @@ def test_macs_are_half_the_flops_of_torch(size: int) -> None:
     assert count_macs(network, size) * 2 == flops.get_total_flops()
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    ["resnet18", "resnet50", "mobilenetv2_100", "tf_efficientnet_lite0", "efficientnet_b0", "densenet121"],
+)
+def test_macs_are_those_of_the_layers(architecture: str) -> None:
+    network = create_network(architecture, 10, image_size=64, stem="imagenet").eval()
+    assert count_macs(network, 64) == macs_by_layers(network, 64)
+
+
+def test_macs_of_a_graph_without_modules(resnet18: nn.Module) -> None:
+    graph = capture(resnet18.eval(), 64).module()
+    assert not [module for module in graph.modules() if isinstance(module, nn.Conv2d)]
+    assert count_macs(graph, 64) == count_macs(resnet18, 64) == macs_by_layers(resnet18, 64)
+
+
 def test_macs_by_hand() -> None:
     assert count_macs(nn.Conv2d(3, 5, 3, padding=1, bias=True), 8) == 5 * 8 * 8 * 9 * 3
     assert count_macs(nn.Conv2d(3, 6, 5, padding=2, groups=3), 8) == 6 * 8 * 8 * 25
@@ -99,6 +117,36 @@ def test_macs_clean_up_after_an_error() -> None:
         count_macs(network, 4)
     assert network.training
     assert not network.layer._forward_hooks
+
+
+def test_zero_share() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[0].weight.fill_(1)[:2] = 0
+        network[2].weight.fill_(1)
+        network[2].bias.zero_()
+    assert zero_share(network) == 6 / (12 + 8)
+    assert zero_share(nn.ReLU()) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_peak_memory_of_a_chain(batch: int) -> None:
+    chain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 32, 1), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 2)
+    )
+    chain[3].register_buffer("unused", torch.zeros(7))
+    assert peak_memory(chain, 16, batch) == peak_of_a_chain(chain, torch.zeros(batch, 3, 16, 16))
+    with torch.inference_mode():
+        assert peak_memory(chain, 16, batch) == peak_of_a_chain(chain, torch.zeros(batch, 3, 16, 16))
+
+
+def test_peak_memory_counts_no_views_and_what_is_in_place_once() -> None:
+    weight = 4 * 8 * 3
+    plain = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU())
+    in_place = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(inplace=True), nn.Flatten())
+    images, maps = 4 * 3 * 100, 4 * 8 * 100
+    assert peak_memory(plain, 10) == weight + images + 2 * maps
+    assert peak_memory(in_place, 10) == weight + images + maps
 
 
 def test_weights_bytes_is_the_size_of_the_deflated_file() -> None:

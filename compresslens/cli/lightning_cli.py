@@ -77,7 +77,8 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Only the subcommand in use: each parser inspects the whole trainer."""
-        return {CLI.chosen: LightningCLI.subcommands()[CLI.chosen] | {"weights_only"}}
+        known = {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+        return {CLI.chosen: known[CLI.chosen] | {"weights_only"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
@@ -172,20 +173,21 @@ class CLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)
 
     def finish(self) -> None:
-        """Marks the run as finished on rank zero, and shows what it found."""
+        """Marks the run as finished on rank zero, and shows what it found (an export has shown what it wrote)."""
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             from compresslens.reporting.summary import print_summary
 
             self.close_loggers()
             runs.finish(runs.current_run())
-            print_summary(runs.current_run())
+            if CLI.chosen != "export":
+                print_summary(runs.current_run())
 
 
 def start(subcommand: str, arguments: list[str], runs_dir: str, choose_folder: Callable[[], Path]) -> int:
     """Runs a Lightning subcommand.
 
     Args:
-        subcommand: "fit", "validate", "test" or "predict".
+        subcommand: "fit", "validate", "test", "predict" or "export".
         arguments: the command line behind the subcommand, without our own options.
         runs_dir: what `runs/` at the beginning of texts in configs stands for.
         choose_folder: makes or finds the run folder; called once the command line has been read without an error.

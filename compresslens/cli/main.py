@@ -14,9 +14,9 @@ from compresslens import runs
 from compresslens.cli.configs import config_chain, find_config, refuse_circles, requirements, run_name, shipped_configs
 from compresslens.errors import UserError
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
 INFORMATIVE = ("--print_config", "--model.help", "--data.help")  # options that show something and stop
-HELP = """usage: python train.py [fit|validate|test|predict] --config NAME [options]
+HELP = """usage: python train.py [fit|validate|test|predict|export] --config NAME [options]
 
 Compress an image classifier and hold it against the model it came from.
 
@@ -25,7 +25,7 @@ Compress an image classifier and hold it against the model it came from.
   --runs_dir DIR      where run folders are kept (default: runs)
   --resume            continue the newest unfinished run of that name, exactly
   --requires none     do not train first what the config requires
-  --ckpt_path FILE    checkpoint to validate, test or predict with (default: the latest finished run's best)
+  --ckpt_path FILE    checkpoint to validate, test, predict with or export (default: the latest finished run's best)
   --KEY=VALUE         any key of the config, e.g. --trainer.max_epochs=2 --data.batch_size=64
   --print_config      show the whole resolved config and stop
 
@@ -128,8 +128,9 @@ def run(options: Options) -> int:
             refuse_circles(path)
             if status := train_missing(requirements(chain), runs_dir, rest):
                 return status
+        doing = "exporting" if options.subcommand == "export" else "evaluating"
         if options.subcommand != "fit" and not any(o.startswith("--ckpt_path") for o in rest):
-            rest = rest + latest_checkpoint(runs_dir, trained)
+            rest = rest + latest_checkpoint(runs_dir, trained, doing)
     choose = partial(same_on_all_ranks, partial(own_folder, runs_dir, name, options.resume))
     if options.resume and not informative:
         folder = choose()
@@ -169,16 +170,16 @@ def own_folder(runs_dir: Path, name: str, resume: bool) -> Path:
     return folder
 
 
-def latest_checkpoint(runs_dir: Path, name: str) -> list[str]:
-    """The option that evaluates the newest finished run of that name, if there is one."""
+def latest_checkpoint(runs_dir: Path, name: str, doing: str = "evaluating") -> list[str]:
+    """The option that evaluates (or exports) the newest finished run of that name, if there is one."""
     latest = runs.latest_run(runs_dir, name)
     if latest is None:
-        print(f"no finished run of {name} in {runs_dir}: evaluating the network as configured", flush=True)
+        print(f"no finished run of {name} in {runs_dir}: {doing} the network as configured", flush=True)
         return []
     checkpoint = latest / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} is missing; name a checkpoint with --ckpt_path")
-    print(f"evaluating {checkpoint}", flush=True)
+    print(f"{doing} {checkpoint}", flush=True)
     return [f"--ckpt_path={checkpoint}"]
 
 

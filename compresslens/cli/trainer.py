@@ -1,7 +1,9 @@
-"""Lightning's trainer with one more precision: "auto"."""
+"""Lightning's trainer with one more precision, "auto", and one more thing to do: export."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -25,6 +27,35 @@ class Trainer(pl.Trainer):
             precision = "bf16-mixed" if native_bfloat16(options.get("accelerator", "auto")) else "32-true"
             rank_zero_info(f"precision: {precision} (auto)")
         super().__init__(precision=precision, **options)
+
+    def export(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Writes the network, as configured or as in a checkpoint, to files that other programs can run.
+
+        It is a test that ends after a batch, in which no callback but `callbacks.Export` takes part; nothing is logged.
+
+        Args:
+            model: the module.
+            datamodule: its data, on which the files are checked.
+            ckpt_path: the checkpoint.
+            weights_only: whether it may hold tensors and plain values only.
+        """
+        from callbacks.export import Export, report
+
+        callbacks: Any = self.callbacks  # type: ignore[has-type]
+        export = next((callback for callback in callbacks if isinstance(callback, Export)), Export())
+        export.wanted = True
+        self.callbacks, self.loggers, self.limit_test_batches = [export], [], 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
+            self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only, verbose=False)
+        if self.is_global_zero:
+            print(report(export.artefacts))
 
 
 def native_bfloat16(accelerator: Any) -> bool:

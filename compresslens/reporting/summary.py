@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH_WITHOUT_TERMINAL = 100
-COUNTS = ("parameters", "nonzero_parameters", "macs", "bytes", "cw_gradients", "cw_first_success")
+COUNTS = ("parameters", "nonzero_parameters", "macs", "peak_memory_bytes", "cw_gradients", "cw_first_success")
 
 
 def print_summary(folder: Path) -> None:
@@ -36,17 +36,22 @@ def print_summary(folder: Path) -> None:
     for name, metric in results["metrics"].items():
         table.add_row(escape(name), *row(name, metric))
     console.print(table)
+    for probe, details in results.get("details", {}).items():
+        for note in details.get("notes", []):
+            console.print(f"{probe}: {note}", markup=False, highlight=False)
     console.print(f"run: {folder}", markup=False, highlight=False)
 
 
 def row(name: str, metric: dict[str, Any]) -> list[str]:
-    """Model, interval, reference and their change (a ratio for counts), as text."""
+    """Model, interval, reference and their change (a ratio for counts and times), as text."""
     value, reference, interval = metric["value"], metric["reference"], metric["ci95"]
-    is_count = name.rsplit("/", 1)[-1] in COUNTS
+    last = name.rsplit("/", 1)[-1]
+    is_count = last in COUNTS or last.startswith("bytes")
     between = "" if interval is None or None in interval else f"{interval[0]:.3f} to {interval[1]:.3f}"
     change = ""
     if value is not None and reference is not None:
-        change = f"× {value / reference:.3f}" if is_count and reference else f"{value - reference:+.4f}"
+        is_ratio = is_count or last.startswith("latency")
+        change = f"× {value / reference:.3f}" if is_ratio and reference else f"{value - reference:+.4f}"
     return [show(value, is_count), between, show(reference, is_count), change]
 
 

@@ -29,7 +29,7 @@ def test_the_file(run: Path) -> None:
     results = Results()
     loop = trainer(run, [results])
     results.record(loop, "first", {"b/x": Metric(0.5, (0.25, 0.75), 10, 0.5)}, 1.23456)
-    results.record(loop, "second", {"a/y": Metric(math.nan), "b/x": Metric(0.6, None, 10)}, 2)
+    results.record(loop, "second", {"a/y": Metric(math.nan), "b/x": Metric(0.6, None, 10)}, 2, {"threads": 1})
     content = json.loads((run / "results.json").read_text())
     assert content["schema"] == 1
     assert content["name"] == "my_run"
@@ -41,6 +41,7 @@ def test_the_file(run: Path) -> None:
     assert list(content["metrics"]) == ["a/y", "b/x"]
     assert content["wall_seconds"] == {"first": 1.235, "second": 2}
     assert content["verdicts"] == {}
+    assert content["details"] == {"second": {"threads": 1}}
     assert content["versions"]["torch"].count(".") >= 2
     assert content["config"]["data"] == {"root": "~/images"}
     assert content["config"]["limit"] == "Infinity", "JSON has no number for it"

@@ -15,6 +15,8 @@ from torchvision.transforms import v2
 
 from compresslens.distillation import ClassActivationLoss, HintLoss, LogitKDLoss
 from lightning_modules import Distillation, ImageClassifier
+from lightning_modules.low_rank import FactorizeAndFinetune
+from lightning_modules.pruning import PruneAndFinetune
 from tests.lightning_modules.tiny import SIZE, NoiseData, TinyNetwork
 
 Recipe = Callable[[], "Experiment"]
@@ -150,3 +152,74 @@ class NaNClassifier(ImageClassifier):
 
 def not_a_number(rank: int) -> Experiment:
     return NaNClassifier(rank), NoiseData(), {}, []
+
+
+def factorized() -> Experiment:
+    """Low-rank layers, distilled from the network before."""
+    module = FactorizeAndFinetune(
+        TinyNetwork(8), "tucker", energy=0.6, losses=[LogitKDLoss(weight=0.5)], **optimization()
+    )
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def pruned() -> Experiment:
+    """Single weights by their gradients, ever more during the training; distilled from the network before."""
+    module = PruneAndFinetune(
+        TinyNetwork(8),
+        criterion="taylor",
+        sparsity=0.8,
+        schedule="cubic",
+        schedule_steps=6,
+        schedule_begin=0.1,
+        schedule_end=0.7,
+        keep_first_and_last=False,
+        calibration_samples=20,
+        losses=[LogitKDLoss(weight=0.5)],
+        **optimization(),
+    )
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def pruned_to_a_pattern() -> Experiment:
+    """N:M in several updates."""
+    module = PruneAndFinetune(
+        TinyNetwork(8), "n:m", "lamp", pattern="1:4", schedule="iterative", schedule_steps=3, **optimization()
+    )
+    return module, NoiseData(train_transforms=augmentation()), {"accumulate_grad_batches": 2}, []
+
+
+def pruned_at_once() -> Experiment:
+    """Before training, with an exponential moving average of the weights."""
+    module = PruneAndFinetune(TinyNetwork(8), criterion="random", scope="layer", macs=0.6, **optimization())
+    return module, NoiseData(), {}, [pl.callbacks.EMAWeightAveraging(decay=0.8)]
+
+
+def narrowed() -> Experiment:
+    """Channels, ever more between the epochs, with an optimizer that remembers a lot."""
+    module = PruneAndFinetune(
+        TinyNetwork(16),
+        "channels",
+        "taylor",
+        parameters=0.4,
+        schedule="iterative",
+        schedule_steps=3,
+        keep_first_and_last=False,
+        calibration_samples=20,
+        optimizer=partial(AdamW, lr=0.01),
+        scheduler=partial(OneCycleLR, max_lr=0.01),
+    )
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def narrowed_at_once() -> Experiment:
+    """Channels before training, distilled by the logits and a layer."""
+    module = PruneAndFinetune(
+        TinyNetwork(8),
+        "channels",
+        "bn_scale",
+        macs=0.6,
+        keep_first_and_last=False,
+        losses=[LogitKDLoss(), HintLoss(["layer2"])],
+        **optimization(),
+    )
+    return module, NoiseData(train_transforms=augmentation()), {}, [pl.callbacks.EMAWeightAveraging(decay=0.8)]

@@ -44,6 +44,15 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(len(line) for line in text.splitlines()[:-1]) <= 100
 
 
+def test_notes_stand_below_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["details"] = {"footprint": {"notes": ["no [dense] speed-up"], "threads": 1}, "other": {}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    print_summary(tmp_path)
+    assert "\nfootprint: no [dense] speed-up\n" in capsys.readouterr().out
+
+
 def test_nothing_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(tmp_path)
     assert capsys.readouterr().out.replace("\n", "") == f"nothing was measured; the run is in {tmp_path}"
@@ -68,6 +77,14 @@ def test_figures(value: Any, is_count: bool, text: str) -> None:
 
 def test_change() -> None:
     assert row("footprint/bytes", Metric(50, reference=200).as_json())[3] == "× 0.250"
+    assert row("footprint/bytes_onnx", Metric(50_000, reference=200_000).as_json()) == [
+        "50.00 k",
+        "",
+        "200.00 k",
+        "× 0.250",
+    ]
+    assert row("footprint/latency_ms_openvino_b1", Metric(1.5, reference=3.0).as_json())[3] == "× 0.500"
+    assert row("footprint/speedup", Metric(2.0).as_json())[3] == ""
     assert row("accuracy/top1", Metric(0.5, reference=0.75).as_json())[3] == "-0.2500"
     assert row("accuracy/top1", Metric(0.5).as_json())[3] == ""
 

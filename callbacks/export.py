@@ -1,0 +1,95 @@
+"""Writes the network as files that other programs can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from compresslens.errors import UserError
+from compresslens.export import FORMATS, Artefact, Format, Tolerance, export_model, is_int8
+from compresslens.export.artefacts import check_formats
+from compresslens.export.parity import FLOAT, INT8
+
+
+class Export(pl.Callback):
+    """Writes `model/` into the run folder when the test that ends a fit starts, and under `train.py export`.
+
+    By then the best checkpoint has been loaded. Every file is checked against the network on the probe subset of the
+    validation split; one that computes something else is removed, and that is an error.
+
+    Args:
+        formats: any of "onnx" (`model.onnx`), "torch_export" (`model.pt2`) and "safetensors" (`model.safetensors` and
+            `recipe.json`; for networks of `create_network` only).
+        tolerance: greatest difference of a logit from the network's, as a share of the range of all logits; for float
+            networks.
+        int8_agreement: least share of images for which an INT8 network predicts the same class as the network with
+            fake quantizers.
+
+    Attributes:
+        artefacts: what was written, by format.
+    """
+
+    def __init__(
+        self,
+        formats: tuple[Format, ...] = FORMATS,
+        tolerance: float = 1e-3,
+        int8_agreement: float = 0.995,
+    ) -> None:
+        check_formats(formats)
+        if tolerance < 0 or not 0 <= int8_agreement <= 1:
+            raise UserError("Export: tolerance must not be negative, int8_agreement must be in [0, 1]")
+        self.formats = formats
+        self.float_tolerance = Tolerance(tolerance, FLOAT.agreement)
+        self.int8_tolerance = Tolerance(INT8.difference, int8_agreement)
+        self.artefacts: dict[str, Artefact] = {}
+        self.wanted = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Complains at once, not after the fit, if a format does not suit; forgets what was written before."""
+        module: Any = pl_module
+        check_formats(self.formats, module.model)
+        self.artefacts = {}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remembers that the next test is of a network that was just trained."""
+        self.wanted = True
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Exports on rank zero, if it is time; the other ranks wait, so that nothing disturbs what is timed next."""
+        if not self.wanted:
+            return
+        self.wanted = False
+        if trainer.is_global_zero:
+            self._export(trainer, pl_module)
+        trainer.strategy.barrier("export")
+
+    def _export(self, trainer: Any, module: Any) -> None:
+        folder = Path(trainer.default_root_dir) / "model"
+        samples = trainer.datamodule.probe_dataset("val")
+        self.artefacts = export_model(
+            module.model,
+            folder,
+            trainer.datamodule.image_size,
+            torch.stack([samples[index][0] for index in range(len(samples))]),
+            self.formats,
+            list(trainer.datamodule.class_names),
+            self.int8_tolerance if is_int8(module.model) else self.float_tolerance,
+        )
+
+
+def report(artefacts: dict[str, Artefact]) -> str:
+    """Sizes and parity, a line for each file."""
+    lines = []
+    for artefact in artefacts.values():
+        parity = artefact.parity
+        checked = "not verified: no runtime for it is installed (extra `deploy`)"
+        if parity is not None:
+            checked = (
+                f"logits within {parity.difference:.2g} of the network's, {parity.agreement:.1%} of "
+                f"{parity.images} predictions alike ({parity.runtime})"
+            )
+        lines.append(f"{artefact.path}: {artefact.size:,} bytes, {artefact.deflated:,} deflated; {checked}")
+    return "\n".join(lines)

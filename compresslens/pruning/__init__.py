@@ -1,0 +1,1 @@
+"""Pruning: single weights (unstructured and N:M) and channels. No Lightning; torch-pruning only where channels go."""
