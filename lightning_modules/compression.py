@@ -35,9 +35,10 @@ class Compression(Distillation):
         label_weight: float = 1.0,
         **options: Any,
     ) -> None:
-        original = copy.deepcopy(network)
-        super().__init__(network, original if teacher is None else teacher, losses or [], label_weight, **options)
-        self._original = [copy.deepcopy(original)]  # a list hides it from checkpoints, the optimizer and DDP
+        original = copy.deepcopy(network)  # before the reference is frozen
+        reference = copy.deepcopy(network) if teacher is None else teacher
+        super().__init__(network, reference, losses or [], label_weight, **options)
+        self._original = [original]  # a list hides it from checkpoints, the optimizer and DDP
         self._compressed = False
 
     @property

@@ -56,7 +56,7 @@ class PruneAndFinetune(Compression):
             below 1 a fraction of those of `network`, from 1 on a count.
         macs: target: multiply-accumulates of the whole network that stay, likewise. Where single weights are pruned,
             those with zeros do not count, and the score per multiply-accumulate decides.
-        pattern: for "n:m": how many weights of how many stay; "2:4" if None.
+        pattern: for "n:m": how many weights of how many stay; "2:4" (in YAML with the quotes) if None.
         schedule: "one_shot" before training; "iterative" in equal parts; "cubic" (Zhu & Gupta 2017).
         schedule_steps: number of updates of a gradual schedule, at least 2; 10 if None.
         schedule_begin: fraction of the training at which the first takes place; 0 if None.

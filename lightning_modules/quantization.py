@@ -93,7 +93,9 @@ class QuantizationAwareTraining(Compression):
         """Checks the precision: rounded values must not be rounded a second time, to bfloat16."""
         super().setup(stage)
         if stage == "fit" and self.trainer.precision not in ("32-true", "64-true"):
-            raise UserError(f"quantization-aware training needs trainer.precision 32-true, not {self.trainer.precision}")
+            raise UserError(
+                f"quantization-aware training needs trainer.precision 32-true, not {self.trainer.precision}"
+            )
 
     def compress(self) -> None:
         """Puts in the quantizers and sets their ranges on training images."""

@@ -19,6 +19,7 @@ import torch
 from compresslens.cli.requirements import ENTRY_POINT, undistributed_environment
 from compresslens.distillation.teacher_cache import TeacherCache
 from compresslens.reporting import CurvesLogger
+from lightning_modules.pruning import PruneAndFinetune
 from tests.lightning_modules import recipes, tiny
 from tests.lightning_modules.tiny import Kill, NoiseData, TinyNetwork, differences, in_process, on_two_ranks, whole_run
 
@@ -50,6 +51,47 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     assert on_two_ranks(whole_run, killed, recipe, [Kill("on_train_batch_end", 14)]) == [-signal.SIGKILL] * 2
     assert on_two_ranks(whole_run, killed, recipe) == [0, 0]
     assert differences(whole, killed) == []
+
+
+def pruned_on_each_rank(folder: Path, recipe: recipes.Recipe) -> None:
+    pl.seed_everything(0, verbose=False)
+    module, data, options, callbacks = recipes.on_two_devices(recipe)
+    loop = tiny.trainer(folder, callbacks, **options)
+    loop.fit(module, datamodule=data)
+    checkpoint: dict[str, object] = {}
+    module.on_save_checkpoint(checkpoint)
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    torch.save({"weights": weights, **checkpoint}, folder / f"rank{loop.global_rank}.pt")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [recipes.pruned, recipes.pruned_to_a_pattern, recipes.narrowed, recipes.narrowed_at_once],
+    ids=lambda r: r.__name__,
+)
+def test_ranks_prune_the_same(tmp_path: Path, recipe: recipes.Recipe) -> None:
+    assert on_two_ranks(pruned_on_each_rank, tmp_path, recipe) == [0, 0]
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert tiny.unequal(one, other) == []
+    assert one["pruning"]["masks"] or one["changes"]
+
+
+@pytest.mark.parametrize("recipe", [recipes.pruned, recipes.narrowed], ids=lambda r: r.__name__)
+def test_a_pruning_killed_and_continued(tmp_path: Path, recipe: recipes.Recipe) -> None:
+    recipe = partial(recipes.on_two_devices, recipe)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert on_two_ranks(whole_run, whole, recipe) == [0, 0]
+    assert on_two_ranks(whole_run, killed, recipe, [Kill("on_train_batch_end", 14)]) == [-signal.SIGKILL] * 2
+    assert on_two_ranks(whole_run, killed, recipe) == [0, 0]
+    assert differences(whole, killed) == []
+
+
+def impossible() -> recipes.Experiment:
+    return PruneAndFinetune(TinyNetwork(8), "channels", macs=0.01), NoiseData(), {}, []
+
+
+def test_a_target_that_cannot_be_met_ends_all_ranks(tmp_path: Path) -> None:
+    assert on_two_ranks(pruned_on_each_rank, tmp_path, impossible, timeout=60) == [1, 1]
 
 
 def evaluate(folder: Path, checkpoint: Path, what: str, devices: int) -> None:

@@ -21,6 +21,7 @@ KINDS = [
     *(recipes.classifier, recipes.cached, recipes.hints, recipes.averaged, recipes.averaged_hints),
     *(recipes.accumulated, recipes.often_validated, recipes.validated_by_steps, recipes.fixed_steps),
     *(recipes.plateau, recipes.stopped_early, recipes.workers),
+    *(recipes.pruned, recipes.pruned_to_a_pattern, recipes.pruned_at_once, recipes.narrowed, recipes.narrowed_at_once),
 ]
 # The trainings have 9 batches in each of 3 epochs and save after every 4th step and between the epochs.
 BEFORE_ANY_CHECKPOINT = ("on_train_batch_end", 2)
@@ -70,6 +71,13 @@ def name(value: object) -> str | None:
         (recipes.workers, MID_EPOCH),
         (recipes.never_validated, AFTER_FIT),
         (recipes.factorized, MID_EPOCH),
+        (recipes.pruned, MID_EPOCH),
+        (recipes.pruned, BETWEEN_EPOCHS),
+        (recipes.pruned_to_a_pattern, BETWEEN_EPOCHS),
+        (recipes.pruned_at_once, MID_EPOCH),
+        (recipes.narrowed, MID_EPOCH),
+        (recipes.narrowed, BETWEEN_EPOCHS),
+        (recipes.narrowed_at_once, MID_EPOCH),
     ],
     ids=lambda value: name(value) or "{}-{}".format(*value),
 )

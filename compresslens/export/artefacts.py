@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -100,21 +101,24 @@ def export_model(
     deployed = ready(network)
     expected = None if images is None else logits_of(network, images)
     graph = capture(deployed, image_size) if set(formats) & {"onnx", "torch_export"} else None
-    written = {}
-    for name in formats:
-        path, deflated = folder / FILES[name], None
-        if name == "onnx":
-            export_onnx(graph, path, image_size)
-        elif name == "torch_export":
-            export_torch(graph, path, image_size)
-        else:
-            deflated = export_safetensors(network, folder, class_names, deployed)
-        checked = None
-        if images is not None and expected is not None:
-            checked = _check(name, path, images, expected, tolerance)
-        deflated = deflated_bytes(path) if deflated is None else deflated
-        written[name] = Artefact(path, path.stat().st_size, deflated, checked)
-    return written
+    written: dict[str, tuple[Path, parity.Parity | None, Future[int]]] = {}
+    with ThreadPoolExecutor(1) as helper:  # deflating takes longer than writing, and waits for nothing
+        for name in formats:
+            path = folder / FILES[name]
+            if name == "onnx":
+                export_onnx(graph, path, image_size)
+            elif name == "torch_export":
+                export_torch(graph, path, image_size)
+            else:
+                export_safetensors(network, folder, class_names, deployed)
+            checked = None
+            if images is not None and expected is not None:
+                checked = _check(name, path, images, expected, tolerance)
+            written[name] = path, checked, helper.submit(deflated_bytes, path)
+    return {
+        name: Artefact(path, path.stat().st_size, deflated.result(), checked)
+        for name, (path, checked, deflated) in written.items()
+    }
 
 
 def deflated_bytes(path: Path) -> int:

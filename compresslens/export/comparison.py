@@ -33,11 +33,10 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        values = {"model": self.model.as_json(), "reference": None, "speedup": None, "speedup_quartiles": None}
+        values: dict[str, Any] = {"model": self.model.as_json(), "reference": None, "speedup": None}
         if self.reference is not None:
             ratio, quartiles = speedup(self.reference, self.model)
-            more = {"reference": self.reference.as_json(), "speedup": ratio, "speedup_quartiles": list(quartiles)}
-            values |= more
+            values |= {"reference": self.reference.as_json(), "speedup": ratio, "speedup_quartiles": list(quartiles)}
         return values
 
 

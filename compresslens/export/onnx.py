@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from compresslens.errors import UserError
+from compresslens.export.quiet import quiet
 from compresslens.export.ready import cannot_export, write
 from compresslens.export.torch_export import capture
 
@@ -37,7 +34,7 @@ def export_onnx(network: Any, path: Path, image_size: int) -> None:
     check_packages()
     program = capture(network, image_size)
     try:
-        with _quietly():
+        with quiet(*_CHATTY):
             translated: Any = torch.onnx.export(
                 program,
                 input_names=[INPUT],
@@ -77,19 +74,3 @@ def _forget_origin(model: Any) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps the exporter's remarks about its own workings off the console."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from compresslens.errors import UserError
 from compresslens.export.onnx import INPUT
+from compresslens.export.quiet import quiet
 from compresslens.export.torch_export import load_torch
 from compresslens.networks.names import nearest
 
@@ -120,10 +120,9 @@ def _compiled(network: nn.Module, batch: int | None, image_size: int, threads: i
     """
     import torch._inductor.config as inductor
 
-    compiled = torch.compile(network, dynamic=batch is None)
+    compiled: Any = torch.compile(network, dynamic=batch is None)
     predict = eager(compiled, threads)
-    with inductor.patch(freezing=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with inductor.patch(freezing=True), quiet("torch.utils.cpp_extension"):
         predict(torch.zeros(batch or 2, 3, image_size, image_size))
     return predict
 

@@ -30,7 +30,7 @@ DEFLATE_LEVEL = 6
 
 def export_safetensors(
     network: nn.Module, folder: Path, class_names: list[str] | None = None, deployed: nn.Module | None = None
-) -> int:
+) -> None:
     """Writes `model.safetensors` and `recipe.json`.
 
     If deflate (zlib, level 6) takes more than a fifth off, as it does where many weights are zero or repeated, a
@@ -41,9 +41,6 @@ def export_safetensors(
         folder: where the files are to be.
         class_names: in the order of the logits.
         deployed: `ready(network)` if that is known already.
-
-    Returns:
-        Bytes of the weights after deflate.
 
     Raises:
         UserError: the network was not made by `create_network`, or a file cannot be written.
@@ -74,7 +71,6 @@ def export_safetensors(
         (folder / COMPRESSED).unlink(missing_ok=True)  # of an export before this one
     text = json.dumps(recipe, indent=2, ensure_ascii=False, allow_nan=False)
     write(folder / RECIPE, f"{text}\n".encode())
-    return len(compressed)
 
 
 def check_recipe(network: nn.Module) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compresslens.errors import UserError
+from compresslens.export.quiet import quiet
 from compresslens.export.ready import BATCH, cannot_export, example, write
 
 # Where the operators came from: file names of this machine, and several times the size of the graph itself.
@@ -80,4 +81,5 @@ def load_torch(path: Path) -> nn.Module:
 
 def register_quantized_operators() -> None:
     """Tells PyTorch the operators that INT8 graphs consist of."""
-    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
+    with quiet("torch.utils._pytree"):
+        import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401

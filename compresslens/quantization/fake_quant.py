@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,10 +26,17 @@ from compresslens.quantization.fold import write_epsilon
 LEAST_GAMMA = 1e-6
 """Batch normalization weights of exactly 0 are set to this before a graph is prepared, which divides by them."""
 _LEAST_SCALE = 2**-12
-_PLAIN_TYPES = {
-    "conv2d": "torch.nn.modules.conv.Conv2d",
-    "batch_norm": "torch.nn.modules.batchnorm.BatchNorm2d",
-    "linear": "torch.nn.modules.linear.Linear",
+_SOURCES: dict[str, Any] = {
+    "conv2d": nn.Conv2d,
+    "linear": nn.Linear,
+    "batch_norm": nn.BatchNorm2d,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "add": operator.add,
 }
 _BATCH = 4096  # largest batch the graph takes
 
@@ -69,7 +76,7 @@ class FakeQuantGraph(nn.Module):
         weight = next(original.parameters())
         exported = capture(original.train(), image_size, weight)
         _forget_batch_counts(exported)
-        _name_plain_types(exported)
+        _name_sources(exported)
         self._dropout = [node.args[1] for node in exported.graph.nodes if _is(node, "dropout")]
         self.graph = prepare(exported, float_layers)
         write_epsilon(self.graph, {name: epsilon for name, (_, epsilon) in self._batchnorm.items()})
@@ -145,7 +152,8 @@ def fake_quantize(network: nn.Module, float_layers: Sequence[str] = ()) -> None:
         float_layers: names of layers that stay in float.
 
     Raises:
-        UserError: see :class:`FakeQuantGraph`; or the network is of another kind, or has fake quantizers already.
+        UserError: see :class:`FakeQuantGraph`; or the network is of another kind, has fake quantizers already, or a
+            weight is not finite.
     """
     target: Any = network
     if not isinstance(getattr(target, "backbone", None), nn.Module) or not hasattr(target, "image_size"):
@@ -155,6 +163,9 @@ def fake_quantize(network: nn.Module, float_layers: Sequence[str] = ()) -> None:
         )
     if quantized_graph(network) is not None:
         raise UserError("the network has fake quantizers already: start from the float network's checkpoint")
+    broken = next((name for name, value in network.named_parameters() if not torch.isfinite(value).all()), None)
+    if broken is not None:
+        raise UserError(f"{broken} is not finite: such a network cannot be quantized")
     target.backbone = FakeQuantGraph(target.backbone, target.image_size, float_layers)
     record_change(network, {"kind": "fake_quantize", "float_layers": list(float_layers)})
 
@@ -207,7 +218,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     if count == 0:
         raise UserError("calibration needs at least one batch of images")
     if not all(torch.isfinite(observer.max_val - observer.min_val).all() for observer in observers):
-        raise UserError("an activation is not finite: the network's weights or the images are broken")
+        raise UserError("an activation is not finite: the images are broken, or the weights far too large")
 
 
 @contextmanager
@@ -246,14 +257,10 @@ def capture(backbone: nn.Module, image_size: int, like: Tensor) -> Any:
 def prepare(exported: Any, float_layers: Sequence[str]) -> Any:
     """Inserts fake quantizers where an x86 processor computes in INT8."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
-    quantizer = X86InductorQuantizer().set_global(quantization_config())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # says that a config of None means float, which is what is wanted
-        for name in float_layers:
-            quantizer.set_module_name_qconfig(name, None)
-        return prepare_qat_pt2e(exported, quantizer)
+    from compresslens.quantization.torchao_parts import PartialQuantizer
+
+    return prepare_qat_pt2e(exported, PartialQuantizer(float_layers).set_global(quantization_config()))
 
 
 def quantization_config() -> Any:
@@ -267,7 +274,7 @@ def quantization_config() -> Any:
         get_default_x86_inductor_quantization_config,
     )
 
-    from compresslens.quantization.observers import PassMinMaxObserver
+    from compresslens.quantization.torchao_parts import PassMinMaxObserver
 
     config = get_default_x86_inductor_quantization_config(is_qat=True)
 
@@ -322,19 +329,16 @@ def _replace_zero_gammas(network: nn.Module) -> None:
             module.weight[module.weight == 0] = LEAST_GAMMA
 
 
-def _name_plain_types(graph: Any) -> None:
-    """Lets operators of subclasses pass for those of the layers that torchao's patterns look for, by exact name.
+def _name_sources(graph: Any) -> None:
+    """Says of every operator which layer it stands for, as torchao's patterns want to know.
 
-    Without this, timm's convolutions with TensorFlow's padding would quietly stay in float, and its batch
-    normalizations with an activation would be quantized apart from their convolution.
+    They go by the module that an operator comes from. So without this timm's convolutions with TensorFlow's padding
+    would quietly stay in float, and a ReLU that is called twice (torchvision's ResNets) would be refused.
     """
     for node in graph.graph.nodes:
-        stack = dict(node.meta.get("nn_module_stack", {}))
-        for operator, name in _PLAIN_TYPES.items():
-            if stack and str(node.target) == f"aten.{operator}.default":
-                key = list(stack)[-1]
-                stack[key] = (stack[key][0], name)
-                node.meta["nn_module_stack"] = stack
+        operator_name = str(node.target).removeprefix("aten.").split(".")[0].removesuffix("_")
+        if node.op == "call_function" and operator_name in _SOURCES:
+            node.meta["source_fn_stack"] = [(node.name, _SOURCES[operator_name])]
 
 
 def _forget_batch_counts(graph: Any) -> None:

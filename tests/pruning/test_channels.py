@@ -18,6 +18,7 @@ from compresslens.networks.changes import apply_changes, changes_of
 from compresslens.pruning.channel_groups import trace
 from compresslens.pruning.channels import least_widths, remove_channels, select_channels
 from compresslens.pruning.untouched import left_as_found
+from tests.lightning_modules.tiny import TinyNetwork
 from tests.pruning.networks import ALL, Concatenated, Depthwise, Grouped, Plain, Residual, trained
 
 Build = Callable[[], nn.Module]
@@ -188,6 +189,25 @@ def test_the_least_important_go_first() -> None:
     removals, foreseen = select_channels(network, size, "parameters", wanted)
     assert removals == [("hidden", True, [2, 7, 11])]
     assert foreseen == wanted
+
+
+def test_blocks_are_exchanged_where_they_are_too_large() -> None:
+    """Taking the least important ones in turn ends 1.7 % from what is wanted."""
+    network = TinyNetwork(16)
+    wanted = 0.4 * count_parameters(network)[0]
+    removals, foreseen = select_channels(network, 12, "parameters", wanted, 0.01 * wanted)
+    assert foreseen == pytest.approx(wanted, rel=0.01)
+    remove_channels(network, 12, removals)
+    assert count_parameters(network)[0] == foreseen
+
+
+def test_a_saving_that_no_exchange_can_meet_leaves_the_costs_right() -> None:
+    network = TinyNetwork(8)
+    total = count_parameters(network)[0]
+    removals, foreseen = select_channels(network, 12, "parameters", total - 100, 1)
+    assert foreseen > total - 99
+    remove_channels(network, 12, removals)
+    assert count_parameters(network)[0] == foreseen
 
 
 def test_equal_shares_of_all_layers() -> None:

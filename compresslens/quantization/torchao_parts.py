@@ -1,12 +1,16 @@
-"""The observer of activations. Importing this imports torchao."""
+"""What torchao's own observer and quantizer lack. Importing this imports torchao."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchao.quantization.pt2e import MovingAverageMinMaxObserver
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
+
+_ANNOTATION = "quantization_annotation"
 
 
 class PassMinMaxObserver(MovingAverageMinMaxObserver):
@@ -43,3 +47,26 @@ class PassMinMaxObserver(MovingAverageMinMaxObserver):
         """Starts anew: the range is unknown."""
         self.reset_min_max_vals()
         self.new_pass, self._before, self._reached = True, None, None
+
+
+class PartialQuantizer(X86InductorQuantizer):
+    """Leaves the convolutions and linear layers of some modules in float.
+
+    torchao's own way (`set_module_name_qconfig(name, None)`) breaks its fusion with batch normalization.
+
+    Args:
+        float_layers: dotted names of layers, or of modules that contain them.
+    """
+
+    def __init__(self, float_layers: Collection[str]) -> None:
+        super().__init__()
+        self.float_layers = set(float_layers)
+
+    def annotate(self, model: Any) -> Any:
+        """Says which tensors are to be quantized, in the nodes' metadata."""
+        model = super().annotate(model)
+        for node in model.graph.nodes:
+            modules = {name for name, _ in node.meta.get("nn_module_stack", {}).values()}
+            if modules & self.float_layers and str(node.target).startswith(("aten.conv", "aten.linear")):
+                node.meta.pop(_ANNOTATION, None)
+        return model
