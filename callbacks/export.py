@@ -13,6 +13,8 @@ from compresslens.export import FORMATS, Artefact, Format, Tolerance, export_mod
 from compresslens.export.artefacts import check_formats
 from compresslens.export.parity import FLOAT, INT8
 
+CALIBRATION_SAMPLES = 128
+
 
 class Export(pl.Callback):
     """Writes `model/` into the run folder when the test that ends a fit starts, and under `train.py export`.
@@ -68,15 +70,19 @@ class Export(pl.Callback):
 
     def _export(self, trainer: Any, module: Any) -> None:
         folder = Path(trainer.default_root_dir) / "model"
-        samples = trainer.datamodule.probe_dataset("val")
+        data = trainer.datamodule
+        samples = data.probe_dataset("val")
+        in_int8 = is_int8(module.model)
+        calibration = [batch[0] for batch in data.calibration_loader(CALIBRATION_SAMPLES)] if in_int8 else []
         self.artefacts = export_model(
             module.model,
             folder,
-            trainer.datamodule.image_size,
+            data.image_size,
             torch.stack([samples[index][0] for index in range(len(samples))]),
+            torch.cat(calibration) if calibration else None,
             self.formats,
-            list(trainer.datamodule.class_names),
-            self.int8_tolerance if is_int8(module.model) else self.float_tolerance,
+            list(data.class_names),
+            self.int8_tolerance if in_int8 else self.float_tolerance,
         )
 
 

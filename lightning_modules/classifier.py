@@ -181,7 +181,7 @@ class ImageClassifier(pl.LightningModule):
         checkpoint["changes"] = changes_of(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Changes the network's structure as the checkpoint's was, and leaves out what only matters for continuing a fit.
+        """Gives the network the checkpoint's structure, and leaves out what only matters for continuing a fit.
 
         Raises:
             UserError: the checkpoint is another architecture's.

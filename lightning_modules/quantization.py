@@ -23,10 +23,10 @@ class QuantizationAwareTraining(Compression):
 
     Schemes:
 
-    * "int8": what x86 processors compute (Jacob et al. 2018): torchao's graph, which `compresslens.quantization.convert`
-      turns into an INT8 network.
-    * "learned_steps": steps of weights and activations are learned, too (LSQ, Esser et al. 2020). A study of 2 to 8 bits:
-      no hardware here computes with fewer than 8.
+    * "int8": what x86 processors compute (Jacob et al. 2018): torchao's graph, which
+      `compresslens.quantization.convert` turns into an INT8 network.
+    * "learned_steps": steps of weights and activations are learned, too (LSQ, Esser et al. 2020). A study of 2 to 8
+      bits: no hardware here computes with fewer than 8.
 
     Args:
         network: the trained float network, e.g. `create_network(..., weights="runs/baseline_resnet18/latest")`.

@@ -86,6 +86,23 @@ def test_a_pruning_killed_and_continued(tmp_path: Path, recipe: recipes.Recipe) 
     assert differences(whole, killed) == []
 
 
+@pytest.mark.parametrize("recipe", [recipes.rounded, recipes.learned_steps], ids=lambda r: r.__name__)
+def test_ranks_round_the_same(tmp_path: Path, recipe: recipes.Recipe) -> None:
+    """After the last validation: weights, ranges and running statistics."""
+    assert on_two_ranks(rounded_on_each_rank, tmp_path, recipe) == [0, 0]
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert tiny.unequal(one, other) == []
+    assert any(name.endswith((".max_val", ".step")) for name in one)
+
+
+def rounded_on_each_rank(folder: Path, recipe: recipes.Recipe) -> None:
+    pl.seed_everything(0, verbose=False)
+    module, data, options, callbacks = recipes.on_two_devices(recipe)
+    loop = tiny.trainer(folder, callbacks, **{**options, "max_epochs": 1})
+    loop.fit(module, datamodule=data)
+    torch.save(module.model.state_dict(), folder / f"rank{loop.global_rank}.pt")
+
+
 def impossible() -> recipes.Experiment:
     return PruneAndFinetune(TinyNetwork(8), "channels", macs=0.01), NoiseData(), {}, []
 

@@ -21,6 +21,7 @@ KINDS = [
     *(recipes.classifier, recipes.cached, recipes.hints, recipes.averaged, recipes.averaged_hints),
     *(recipes.accumulated, recipes.often_validated, recipes.validated_by_steps, recipes.fixed_steps),
     *(recipes.plateau, recipes.stopped_early, recipes.workers),
+    *(recipes.factorized, recipes.rounded, recipes.learned_steps),
     *(recipes.pruned, recipes.pruned_to_a_pattern, recipes.pruned_at_once, recipes.narrowed, recipes.narrowed_at_once),
 ]
 # The trainings have 9 batches in each of 3 epochs and save after every 4th step and between the epochs.
@@ -71,6 +72,8 @@ def name(value: object) -> str | None:
         (recipes.workers, MID_EPOCH),
         (recipes.never_validated, AFTER_FIT),
         (recipes.factorized, MID_EPOCH),
+        (recipes.rounded, MID_EPOCH),
+        (recipes.learned_steps, MID_EPOCH),
         (recipes.pruned, MID_EPOCH),
         (recipes.pruned, BETWEEN_EPOCHS),
         (recipes.pruned_to_a_pattern, BETWEEN_EPOCHS),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compresslens.errors import UserError
 from compresslens.export import parity, runtimes
 from compresslens.export.evaluation import logits_of
+from compresslens.export.int8_onnx import for_runtimes
 from compresslens.export.onnx import check_packages, export_onnx
 from compresslens.export.ready import is_int8, ready
 from compresslens.export.safetensors_recipe import (
@@ -74,6 +75,7 @@ def export_model(
     folder: Path,
     image_size: int,
     images: Tensor | None = None,
+    calibration: Tensor | None = None,
     formats: Sequence[Format] = FORMATS,
     class_names: list[str] | None = None,
     tolerance: parity.Tolerance | None = None,
@@ -85,6 +87,8 @@ def export_model(
         folder: where the files are to be.
         image_size: S.
         images: N×3×S×S, what the artefacts are checked on; None: they are not.
+        calibration: N×3×S×S, training images; where given, the ONNX file of an INT8 network is adapted to the runtimes
+            that read it, which makes it faster (see `int8_onnx`).
         formats: see `FORMATS`.
         class_names: in the order of the logits, for the recipe.
         tolerance: of the check; None: `parity.FLOAT`, or `parity.INT8` for an INT8 network.
@@ -101,12 +105,15 @@ def export_model(
     deployed = ready(network)
     expected = None if images is None else logits_of(network, images)
     graph = capture(deployed, image_size) if set(formats) & {"onnx", "torch_export"} else None
+    for_onnx = graph
+    if is_int8(network) and calibration is not None and "onnx" in formats:
+        for_onnx = capture(for_runtimes(deployed, calibration), image_size)
     written: dict[str, tuple[Path, parity.Parity | None, Future[int]]] = {}
     with ThreadPoolExecutor(1) as helper:  # deflating takes longer than writing, and waits for nothing
         for name in formats:
             path = folder / FILES[name]
             if name == "onnx":
-                export_onnx(graph, path, image_size)
+                export_onnx(for_onnx, path, image_size)
             elif name == "torch_export":
                 export_torch(graph, path, image_size)
             else:

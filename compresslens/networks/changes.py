@@ -11,7 +11,7 @@ from compresslens.errors import UserError
 from compresslens.networks.taps import unwrap
 
 Change = dict[str, Any]
-"""`{"kind": ..., ...}`: texts, numbers, lists and dictionaries only, as JSON and `torch.load(weights_only=True)` allow."""
+"""`{"kind": ..., ...}`: texts, numbers, lists and dictionaries only, for JSON and `torch.load(weights_only=True)`."""
 
 
 def changes_of(network: nn.Module) -> list[Change]:

@@ -77,12 +77,14 @@ def classifier_name(network: nn.Module) -> str:
     """Returns the dotted name, relative to the backbone, of the layer that computes the logits.
 
     It is the layer within what timm calls the classifier that has as many outputs as there are classes, else the last
-    linear layer, else the last convolution (SqueezeNet).
+    linear layer, else the last convolution (SqueezeNet). A backbone that is a graph says so itself (`classifier_name`).
 
     Raises:
         UserError: If there is no such layer, or several.
     """
     backbone = _backbone(network)
+    if isinstance(known := getattr(backbone, "classifier_name", None), str):
+        return known  # a graph, whose operators are no layers
     layers = {name: m for name, m in _named_layers(backbone).items() if isinstance(m, nn.Linear | nn.Conv2d)}
     if hasattr(backbone, "get_classifier"):
         classifier = backbone.get_classifier()

@@ -1,9 +1,9 @@
 """INT8 quantization-aware networks: torchao's PT2E graph in a module whose train and eval modes can be trusted.
 
-torchao prepares a flat graph of ATen operators with fake quantizers in it (Jacob et al. 2018, arXiv:1712.05877: per-channel
-symmetric int8 weights, per-tensor affine uint8 activations, batch normalization folded into the convolution for the
-quantizer's eyes). Such a graph has no modes of its own: dropout, batch normalization and observers have them written
-into the graph. :class:`FakeQuantGraph` owns the switch.
+torchao prepares a flat graph of ATen operators with fake quantizers in it (Jacob et al. 2018, arXiv:1712.05877:
+per-channel symmetric int8 weights, per-tensor affine uint8 activations, batch normalization folded into the convolution
+for the quantizer's eyes). Such a graph has no modes of its own: dropout, batch normalization and observers have them
+written into the graph. :class:`FakeQuantGraph` owns the switch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FakeQuantGraph(nn.Module):
 
     Attributes:
         graph: torchao's prepared graph; parameters keep their names within it.
-        classifier: name of the layer that computes the logits.
+        classifier_name: name of the layer that computes the logits.
         observers_frozen: keep the ranges of activations as they are, in training, too.
         batchnorm_frozen: use the running statistics in training, too, and keep them as they are.
 
@@ -64,7 +64,7 @@ class FakeQuantGraph(nn.Module):
         for name in float_layers:
             find_layer(backbone, name)
         original: Any = copy.deepcopy(backbone)
-        self.classifier = f"graph.{classifier_name(original)}"
+        self.classifier_name = f"graph.{classifier_name(original)}"
         self.num_classes = getattr(backbone, "num_classes", None)
         _remove_drop_path(original)
         _replace_zero_gammas(original)
@@ -228,7 +228,7 @@ def observing(graph: FakeQuantGraph) -> Iterator[None]:
     frozen, switch = graph.observers_frozen, graph._switch
     graph.observers_frozen = False
     graph._switch = lambda *_: switch(False, False, True)  # type: ignore[method-assign]
-    graph._switch()
+    switch(False, False, True)
     try:
         yield
     finally:

@@ -14,10 +14,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torchvision.transforms import v2
 
 from compresslens.distillation import ClassActivationLoss, HintLoss, LogitKDLoss
-from lightning_modules import Distillation, ImageClassifier
+from compresslens.networks import PixelNetwork
+from lightning_modules import Distillation, ImageClassifier, QuantizationAwareTraining
 from lightning_modules.low_rank import FactorizeAndFinetune
 from lightning_modules.pruning import PruneAndFinetune
-from tests.lightning_modules.tiny import SIZE, NoiseData, TinyNetwork
+from tests.lightning_modules.tiny import CLASSES, SIZE, NoiseData, TinyNetwork
 
 Recipe = Callable[[], "Experiment"]
 Experiment = tuple[pl.LightningModule, NoiseData, dict[str, Any], list[pl.Callback]]
@@ -223,3 +224,30 @@ def narrowed_at_once() -> Experiment:
         **optimization(),
     )
     return module, NoiseData(train_transforms=augmentation()), {}, [pl.callbacks.EMAWeightAveraging(decay=0.8)]
+
+
+def in_pixels(network: TinyNetwork) -> PixelNetwork:
+    return PixelNetwork(network, (0.5,) * 3, (0.25,) * 3, "tiny", CLASSES, SIZE)
+
+
+def rounded() -> Experiment:
+    """INT8 with augmentation, distillation and dropout; ranges and statistics freeze in mid-epoch, on the way."""
+    freezing = {"freeze_observers_after": 0.4, "freeze_batchnorm_after": 0.7}
+    network = in_pixels(TinyNetwork())
+    module = QuantizationAwareTraining(
+        network, calibration_samples=20, losses=[LogitKDLoss()], **freezing, **optimization()
+    )
+    return module, NoiseData(train_transforms=augmentation()), {}, []
+
+
+def rounded_without_training() -> Experiment:
+    module = QuantizationAwareTraining(in_pixels(TinyNetwork()), calibration_samples=20)
+    return module, NoiseData(), {"max_epochs": 0}, []
+
+
+def learned_steps() -> Experiment:
+    """Four bits."""
+    module = QuantizationAwareTraining(
+        in_pixels(TinyNetwork()), "learned_steps", 4, 4, calibration_samples=20, **optimization()
+    )
+    return module, NoiseData(train_transforms=augmentation()), {}, []
