@@ -37,7 +37,8 @@ class QuantizationAwareTraining(Compression):
         float_layers: names of layers that are not quantized.
         calibration_samples: training images that ranges are first set on.
         freeze_observers_after: share of the training after which the ranges of activations stay ("int8" only).
-        freeze_batchnorm_after: share of the training after which batch normalization keeps its running statistics.
+        freeze_batchnorm_after: share of the training after which batch normalization keeps its running statistics. Too
+            early, while the learning rate is high, that makes the training diverge.
         tolerance: for "int8": greatest loss of validation accuracy by quantization before training, relative to the
             float network's. neural-compressor then looks for as few float layers as that takes. None: no such search.
         tuning_trials: how many selections of float layers are tried at most.
@@ -55,7 +56,7 @@ class QuantizationAwareTraining(Compression):
         float_layers: list[str] | None = None,
         calibration_samples: int = 256,
         freeze_observers_after: float = 0.5,
-        freeze_batchnorm_after: float = 0.5,
+        freeze_batchnorm_after: float = 0.9,
         tolerance: float | None = None,
         tuning_trials: int = 6,
         tuning_samples: int = 1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -41,9 +42,10 @@ class Latency:
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0, rounds: int | None = None
 ) -> dict[str, Latency]:
-    """Times several functions in turns: A, B, A, B, …
+    """Times several functions in turns, in an order that is drawn anew for each round.
 
-    A turn of a quick function is one call that only warms up and three that are timed, of a slow one a single call.
+    The order matters: what ran before leaves its traces in caches and in the processor's clock. A turn of a quick
+    function is one call that only warms up and three that are timed, of a slow one a single call.
 
     Args:
         calls: functions without arguments, by name.
@@ -62,9 +64,11 @@ def interleaved(
     if rounds is None:
         rounds = min(max(int(seconds / cost), LEAST_ROUNDS), MOST_ROUNDS)
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
+    order, generator = list(calls), random.Random(0)
     for _ in range(rounds):
-        for name, call in calls.items():
-            untimed, timed = turns[name]
+        generator.shuffle(order)
+        for name in order:
+            call, (untimed, timed) = calls[name], turns[name]
             for _ in range(untimed):
                 call()
             times[name].append([_milliseconds(call) for _ in range(timed)])

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from compresslens.errors import UserError
+from compresslens.export.onnx_bias import round_biases
+from compresslens.export.onnx_padding import move_padding
 from compresslens.export.quiet import quiet
 from compresslens.export.ready import cannot_export, write
 from compresslens.export.torch_export import capture
@@ -46,6 +48,8 @@ def export_onnx(network: Any, path: Path, image_size: int) -> None:
             )
     except Exception as error:  # of many kinds
         raise cannot_export(network, "ONNX", error) from error
+    move_padding(translated.model)
+    round_biases(translated.model)
     _forget_origin(translated.model)
     write(path, translated.model_proto.SerializeToString())
 

@@ -39,14 +39,16 @@ def choose_float_layers(
         trials: greatest number of lists tried.
 
     Raises:
-        UserError: none of the lists keeps the accuracy.
+        UserError: none of the lists keeps the accuracy, or there is none.
     """
+    before = accuracy(copy.deepcopy(network).eval())
+    if before == 0:
+        raise UserError("the float network is never right: there is no accuracy that quantization could keep")
     ranking = [name for name in sensitivity(network, images, float_layers) if name not in float_layers]
     counts = [0, *(2**power for power in range(len(ranking)) if 2**power <= len(ranking))][:trials]
     candidates = [[*float_layers, *ranking[:count]] for count in counts]
     chosen = autotune(network, images, accuracy, tolerance, candidates)
     quantized = copy.deepcopy(network).eval()
-    before = accuracy(quantized)
     fake_quantize(quantized, chosen)
     calibrate(quantized, images)
     after = accuracy(quantized)

@@ -139,6 +139,8 @@ def test_the_first_list_that_is_good_enough_is_chosen() -> None:
 
 def test_a_tolerance_that_is_not_met_is_an_error() -> None:
     network = residual()
+    with pytest.raises(UserError, match="never right"):
+        choose_float_layers(network, [images(8)], accuracies(0.0), 0.01)
     with pytest.raises(UserError, match=r"accuracy 0\.9000 in float, 0\.5000 with 0 layers in float; raise tolerance"):
-        choose_float_layers(network, [images(8)], accuracies(0.9, 0.5, 0.9, 0.5), 0.01, trials=1)
+        choose_float_layers(network, [images(8)], accuracies(0.9, 0.9, 0.5, 0.5), 0.01, trials=1)
     assert choose_float_layers(network, [images(8)], accuracies(0.9, 0.9, 0.9, 0.9), 0.01, trials=1) == []
