@@ -251,6 +251,8 @@ def silence_noise() -> None:
     """Drops advertising and notes about Lightning's internals, so that what matters is seen."""
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).addFilter(is_no_noise)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # says something of torchao's enumerations
+    warnings.filterwarnings("ignore", message=".*No complete tensor found")  # of torch.export's files
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log")  # torchmetrics gathers over the ranks

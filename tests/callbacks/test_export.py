@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
@@ -11,8 +12,10 @@ from callbacks import BestCheckpoint, Export, Footprint, Results
 from callbacks.export import report
 from compresslens.errors import UserError
 from compresslens.export import artefacts, runtimes
+from compresslens.networks import PixelNetwork
+from compresslens.quantization import calibrate, fake_quantize
 from lightning_modules import ImageClassifier
-from tests.lightning_modules.tiny import SIZE, NoiseData, TinyNetwork, on_two_ranks, trainer
+from tests.lightning_modules.tiny import CLASSES, SIZE, NoiseData, TinyNetwork, on_two_ranks, trainer
 
 FORMATS = ("onnx", "torch_export")  # create_network did not make TinyNetwork
 
@@ -88,6 +91,24 @@ def test_what_cannot_be_written_is_said_before_the_fit(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Export(**options)
+
+
+@pytest.mark.slow
+def test_an_int8_network(tmp_path: Path) -> None:
+    network = PixelNetwork(TinyNetwork(), (0.5,) * 3, (0.5,) * 3, "tiny", CLASSES, SIZE)
+    fake_quantize(network)
+    calibrate(network.eval(), [batch[0] for batch in NoiseData().calibration_loader(64)])
+    export, footprint = Export(FORMATS), Footprint(["onnxruntime"], (1,), 1, 0.01)
+    loop = trainer(tmp_path, [export, footprint, Results()])
+    export.wanted = True
+    loop.test(ImageClassifier(network), datamodule=NoiseData(), verbose=False)
+    operators = [node.op_type for node in onnx.load(tmp_path / "model" / "model.onnx").graph.node]
+    assert operators.count("QuantizeLinear") >= operators.count("Conv") == 2
+    for artefact in export.artefacts.values():
+        assert artefact.parity is not None
+        assert artefact.parity.disagreements <= 1
+    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert metrics["footprint/macs"]["value"] == 36 * 4 * 27 + 9 * 2 * 4 * 4 * 9 + 2 * 4 * 7
 
 
 def on_a_rank(folder: Path) -> None:

@@ -36,7 +36,7 @@ def written(twin: PixelNetwork, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("int8")
     state = {name: value.clone() for name, value in twin.state_dict().items()}
     modes = [module.training for module in twin.modules()]
-    export_model(twin, folder, SIZE, images(32))
+    export_model(twin, folder, SIZE, images(32), calibration=images(32))
     assert all(torch.equal(value, state[name]) for name, value in twin.state_dict().items()), "left as it was"
     assert [module.training for module in twin.modules()] == modes
     return folder
@@ -47,14 +47,13 @@ def int8(twin: PixelNetwork) -> nn.Module:
     return ready(twin)
 
 
-@pytest.mark.slow
 def test_all_formats_compute_the_int8_network(written: Path, int8: nn.Module, twin: PixelNetwork) -> None:
     for count in (1, 5):
         batch = images(count)
         expected = logits_of(int8, batch)
         assert torch.equal(logits_of(load_recipe(written), batch), expected)
         assert torch.equal(runtimes.load("eager", written / "model.pt2", None, SIZE)(batch), expected)
-        rounding = 0.02 * float(expected.max() - expected.min())  # a runtime may round the other way
+        rounding = 0.03 * float(expected.max() - expected.min())  # a runtime may round the other way
         for runtime in ("onnxruntime", "openvino"):
             got = torch.as_tensor(runtimes.load(runtime, written / "model.onnx", count, SIZE)(batch))
             assert float((got - expected).abs().max()) < rounding, runtime
@@ -68,7 +67,6 @@ def test_compiled_int8(written: Path, int8: nn.Module) -> None:
     assert float((got - expected).abs().max()) < 0.02 * float(expected.max() - expected.min())
 
 
-@pytest.mark.slow
 def test_weights_are_stored_in_a_quarter_of_the_bytes(written: Path, tmp_path: Path) -> None:
     whole = export_model(plain(), tmp_path, SIZE)
     for name in FORMATS:
@@ -82,7 +80,6 @@ def test_weights_are_stored_in_a_quarter_of_the_bytes(written: Path, tmp_path: P
     assert by_type[torch.int8] > 30 * by_type[torch.float32]
 
 
-@pytest.mark.slow
 def test_onnx_holds_pairs_of_quantize_and_dequantize(written: Path) -> None:
     model = onnx.load(written / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -90,18 +87,20 @@ def test_onnx_holds_pairs_of_quantize_and_dequantize(written: Path) -> None:
     convolutions = operators.count("Conv")
     assert convolutions > 0
     assert operators.count("QuantizeLinear") >= convolutions
+    producers = {output: node.op_type for node in model.graph.node for output in node.output}
+    sums = [node for node in model.graph.node if node.op_type == "Add"]
+    assert sums
+    assert {producers[name] for node in sums for name in node.input} == {"DequantizeLinear"}, "summed in INT8"
     assert operators.count("DequantizeLinear") >= 2 * convolutions, "inputs and weights"
     int8_weights = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     assert sum(len(tensor.dims) == 4 for tensor in int8_weights) == convolutions
 
 
-@pytest.mark.slow
 def test_multiply_accumulates_are_those_of_the_float_network(int8: nn.Module, twin: PixelNetwork) -> None:
     assert count_macs(int8, SIZE) == count_macs(twin, SIZE) == count_macs(plain(), SIZE)
     assert weights_bytes(int8) < 0.3 * weights_bytes(plain())
 
 
-@pytest.mark.slow
 def test_scales_of_activations_must_fit(written: Path, int8: nn.Module, tmp_path: Path) -> None:
     scales = activation_scales(int8)
     recipe = json.loads((written / "recipe.json").read_text())
