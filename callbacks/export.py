@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from compresslens.errors import UserError
-from compresslens.export import FORMATS, Artefact, Format, Tolerance, export_model, is_int8
+from compresslens.export import FORMATS, Artefact, Format, Tolerance, export_model, is_int8, is_rounded
 from compresslens.export.artefacts import check_formats
 from compresslens.export.parity import FLOAT, INT8
 
@@ -28,7 +28,7 @@ class Export(pl.Callback):
         tolerance: greatest difference of a logit from the network's, as a share of the range of all logits; for float
             networks.
         int8_agreement: least share of images for which an INT8 network predicts the same class as the network with
-            fake quantizers.
+            fake quantizers, or a file with learned steps the same as the network.
 
     Attributes:
         artefacts: what was written, by format.
@@ -82,7 +82,7 @@ class Export(pl.Callback):
             torch.cat(calibration) if calibration else None,
             self.formats,
             list(data.class_names),
-            self.int8_tolerance if in_int8 else self.float_tolerance,
+            self.int8_tolerance if is_rounded(module.model) else self.float_tolerance,
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from compresslens.errors import UserError
+from compresslens.pruning.layers import weight_layers, weights_of
+from compresslens.pruning.masks import MaskedWeights, nonzero_masks
 from compresslens.training import optimizer_steps
 from lightning_modules.compression import Compression
 
@@ -27,6 +29,8 @@ class QuantizationAwareTraining(Compression):
       `compresslens.quantization.convert` turns into an INT8 network.
     * "learned_steps": steps of weights and activations are learned, too (LSQ, Esser et al. 2020). A study of 2 to 8
       bits: no hardware here computes with fewer than 8.
+
+    Weights that are exactly zero in `network` were pruned by an earlier run: they stay zero.
 
     Args:
         network: the trained float network, e.g. `create_network(..., weights="runs/baseline_resnet18/latest")`.
@@ -89,6 +93,7 @@ class QuantizationAwareTraining(Compression):
         self.tuning_trials = tuning_trials
         self.tuning_samples = tuning_samples
         self._steps = 0
+        self._pruned: MaskedWeights | None = None
 
     def setup(self, stage: str) -> None:
         """Checks the precision: rounded values must not be rounded a second time, to bfloat16."""
@@ -123,6 +128,20 @@ class QuantizationAwareTraining(Compression):
         super().on_train_batch_start(batch, batch_idx)
         share = self.trainer.global_step / self._steps
         freeze(self.model, share >= self.freeze_observers_after, share >= self.freeze_batchnorm_after)
+
+    def on_fit_start(self) -> None:
+        """Looks up which weights are zero in the network as it was given, so that a continued fit knows, too."""
+        super().on_fit_start()
+        layers = weights_of(weight_layers(self._original[0]))
+        now = dict(self.model.named_parameters())
+        weights = {name: now[parameter_name(f"{name}.weight", now)] for name in layers}
+        self._pruned = MaskedWeights(weights, nonzero_masks(layers))
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """A step of the optimizer, after which what was pruned is zero again."""
+        super().optimizer_step(*arguments, **options)
+        if self._pruned is not None:
+            self._pruned.apply()
 
     def on_validation_start(self) -> None:
         """Gives all processes rank zero's ranges, each having seen other images since the last step."""
@@ -170,6 +189,11 @@ class QuantizationAwareTraining(Compression):
             return float(torch.cat(hits).double().mean())
 
         return accuracy
+
+
+def parameter_name(name: str, parameters: Mapping[str, nn.Parameter]) -> str:
+    """What a parameter of the float network is called in the quantized one, which may be a graph."""
+    return name if name in parameters else name.replace("backbone.", "backbone.graph.", 1)
 
 
 def freeze(network: nn.Module, observers: bool, batchnorm: bool) -> None:

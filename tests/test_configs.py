@@ -179,9 +179,7 @@ def slow(name: str) -> bool:
     return name.startswith("imagenet/") and not name.startswith(("imagenet/baseline", "imagenet/distill"))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in CONFIGS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in CONFIGS])
 def test_it_runs_on_small_data(name: str, experiment: Path) -> None:
     options = shrunk(name)
     if requirements(config_chain(find_config(name))):

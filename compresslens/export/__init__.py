@@ -3,7 +3,7 @@
 from compresslens.export.artefacts import FORMATS, Artefact, Format, export_model
 from compresslens.export.onnx import export_onnx
 from compresslens.export.parity import Parity, Tolerance, compare
-from compresslens.export.ready import is_int8, ready
+from compresslens.export.ready import is_int8, is_rounded, ready
 from compresslens.export.safetensors_recipe import export_safetensors, load_recipe
 from compresslens.export.torch_export import export_torch, load_torch
 
@@ -19,6 +19,7 @@ __all__ = [
     "export_safetensors",
     "export_torch",
     "is_int8",
+    "is_rounded",
     "load_recipe",
     "load_torch",
     "ready",

@@ -17,7 +17,7 @@ from compresslens.export import parity, runtimes
 from compresslens.export.evaluation import logits_of
 from compresslens.export.int8_onnx import for_runtimes
 from compresslens.export.onnx import check_packages, export_onnx
-from compresslens.export.ready import is_int8, ready
+from compresslens.export.ready import is_int8, is_rounded, ready
 from compresslens.export.safetensors_recipe import (
     DEFLATE_LEVEL,
     RECIPE,
@@ -101,7 +101,7 @@ def export_model(
             cannot be written.
     """
     check_formats(formats, network)
-    tolerance = tolerance or (parity.INT8 if is_int8(network) else parity.FLOAT)
+    tolerance = tolerance or (parity.INT8 if is_rounded(network) else parity.FLOAT)
     deployed = ready(network)
     expected = None if images is None else logits_of(network, images)
     graph = capture(deployed, image_size) if set(formats) & {"onnx", "torch_export"} else None

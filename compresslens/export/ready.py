@@ -22,6 +22,11 @@ def is_int8(network: nn.Module) -> bool:
     return _was(network, "fake_quantize")
 
 
+def is_rounded(network: nn.Module) -> bool:
+    """Whether activations are rounded, so that a runtime's last digits can decide between two codes."""
+    return is_int8(network) or has_learned_steps(network)
+
+
 def has_learned_steps(network: nn.Module) -> bool:
     """Whether the network's weights are rounded to few bits, in simulation."""
     return _was(network, "learned_steps")
@@ -37,7 +42,7 @@ def ready(network: nn.Module) -> nn.Module:
     if is_int8(network):
         from compresslens.quantization.int8 import deployable
 
-        return deployable(root).to("cpu")
+        return deployable(root).to("cpu").to(memory_format=torch.contiguous_format)
     own = copy.deepcopy(root).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
     if has_learned_steps(network):
         from compresslens.quantization.lsq_packing import packed_state, unpack_state

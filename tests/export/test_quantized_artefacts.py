@@ -71,7 +71,7 @@ def test_weights_are_stored_in_a_quarter_of_the_bytes(written: Path, tmp_path: P
     whole = export_model(plain(), tmp_path, SIZE)
     for name in FORMATS:
         size = (written / artefacts.FILES[name]).stat().st_size
-        overhead = 180_000 if name == "torch_export" else 30_000  # the graph and the scales, whatever the width
+        overhead = 180_000 if name == "torch_export" else 45_000  # the graph and the scales, whatever the width
         assert size < whole[name].size / 4 + overhead, name
     tensors = safetensors.torch.load_file(written / "model.safetensors")
     by_type = {

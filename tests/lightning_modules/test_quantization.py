@@ -86,6 +86,18 @@ def test_without_an_epoch_it_is_calibrated_and_saved(tmp_path: Path) -> None:
     assert "test/top1" in result
 
 
+@pytest.mark.parametrize("scheme", ["int8", "learned_steps"])
+def test_what_was_pruned_stays_zero(tmp_path: Path, scheme: Any) -> None:
+    network = in_pixels(TinyNetwork())
+    weight = network.backbone.layer2[0].weight  # type: ignore[index, union-attr]
+    zero = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    weight.data[zero] = 0.0
+    module = QuantizationAwareTraining(network, scheme, optimizer=SGD_, calibration_samples=8)
+    trainer(tmp_path, [], max_epochs=1).fit(module, datamodule=NoiseData())
+    (trained,) = (value for name, value in module.model.named_parameters() if name.endswith("layer2.0.weight"))
+    assert torch.equal(trained == 0, zero)
+
+
 def test_32_bits_are_plain_fine_tuning(tmp_path: Path) -> None:
     """Bit for bit."""
     bits = {"weight_bits": 32, "activation_bits": 32, "freeze_batchnorm_after": 1.0}
