@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from compresslens.reporting.metric import Metric
 
 NOTABLE_ZEROS = 0.01
 NO_SPEEDUP = "no dense speed-up: zeros are stored, not skipped"
+
+logger = logging.getLogger(__name__)
 
 Comparisons = dict[tuple[str, int], Comparison]
 
@@ -128,9 +131,14 @@ class Footprint(pl.Callback):
                 lacking[runtime] = lack
                 continue
             for batch in self.batches:
-                timed[runtime, batch] = compare_latency(
-                    runtime, model, reference, image_size, batch, self.threads, self.seconds
-                )
+                try:
+                    timed[runtime, batch] = compare_latency(
+                        runtime, model, reference, image_size, batch, self.threads, self.seconds
+                    )
+                except UserError as error:  # no reason to lose what the training was for
+                    lacking[runtime] = str(error)
+                    logger.warning("latency was not measured: %s", error)
+                    break
         return timed, lacking
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from compresslens.errors import UserError
@@ -70,6 +71,7 @@ def check_formats(formats: Sequence[str], network: nn.Module | None = None) -> N
         check_recipe(network)
 
 
+@torch.inference_mode(False)  # what is traced and rebuilt must be ordinary tensors
 def export_model(
     network: nn.Module,
     folder: Path,

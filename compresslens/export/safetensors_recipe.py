@@ -83,6 +83,7 @@ def check_recipe(network: nn.Module) -> None:
         )
 
 
+@torch.inference_mode(False)  # what is traced and rebuilt must be ordinary tensors
 def load_recipe(folder: Path) -> nn.Module:
     """The network that `export_safetensors` wrote, in eval mode; of an INT8 network the INT8 graph.
 

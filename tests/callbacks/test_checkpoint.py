@@ -120,11 +120,27 @@ def test_a_cadence_that_makes_no_sense() -> None:
         LastCheckpoint(-1)
 
 
-@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"num_sanity_val_steps": 2, "max_epochs": 0}])
-def test_trying_out_saves_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
-    loop = trainer(tmp_path, [BestCheckpoint(), LastCheckpoint()], **options)
+def test_trying_out_saves_nothing(tmp_path: Path) -> None:
+    loop = trainer(tmp_path, [BestCheckpoint(), LastCheckpoint()], fast_dev_run=True)
     loop.fit(classifier(), datamodule=NoiseData())
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_fit_of_no_epochs_saves_what_there_is(tmp_path: Path) -> None:
+    """As a compression that needs no training does; the sanity check's validation does not count."""
+    loop = trainer(tmp_path, [BestCheckpoint(), LastCheckpoint()], num_sanity_val_steps=2, max_epochs=0)
+    loop.fit(module := classifier(), datamodule=NoiseData())
+    saved = load(tmp_path, "best")
+    assert math.isnan(saved["callbacks"]["BestCheckpoint"]["best"])
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in module.state_dict().items())
+
+
+def test_a_network_that_is_still_being_compressed_is_not_the_best(tmp_path: Path) -> None:
+    module = classifier()
+    module.compression_finished = False  # type: ignore[attr-defined]
+    loop = trainer(tmp_path, [BestCheckpoint(), LastCheckpoint()], max_epochs=2)
+    loop.fit(module, datamodule=NoiseData())
+    assert math.isnan(load(tmp_path, "best")["callbacks"]["BestCheckpoint"]["best"]), "only what was there at the end"
 
 
 # How it is saved ------------------------------------------------------------------------------------------------------
