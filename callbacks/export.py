@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from compresslens.errors import UserError
-from compresslens.export import FORMATS, Artefact, Format, Tolerance, export_model, is_int8, is_rounded
-from compresslens.export.artefacts import check_formats
+from compresslens.export import Artefact, Format, Tolerance, export_model, is_int8, is_rounded
+from compresslens.export.artefacts import check_formats, suitable_formats
 from compresslens.export.parity import FLOAT, INT8
 
 CALIBRATION_SAMPLES = 128
@@ -24,7 +24,7 @@ class Export(pl.Callback):
 
     Args:
         formats: any of "onnx" (`model.onnx`), "torch_export" (`model.pt2`) and "safetensors" (`model.safetensors` and
-            `recipe.json`; for networks of `create_network` only).
+            `recipe.json`; for networks of `create_network` only). None: all that suit the network.
         tolerance: greatest difference of a logit from the network's, as a share of the range of all logits; for float
             networks.
         int8_agreement: least share of images for which an INT8 network predicts the same class as the network with
@@ -36,11 +36,11 @@ class Export(pl.Callback):
 
     def __init__(
         self,
-        formats: tuple[Format, ...] = FORMATS,
+        formats: tuple[Format, ...] | None = None,
         tolerance: float = 1e-3,
         int8_agreement: float = 0.995,
     ) -> None:
-        check_formats(formats)
+        check_formats(formats or ())
         if tolerance < 0 or not 0 <= int8_agreement <= 1:
             raise UserError("Export: tolerance must not be negative, int8_agreement must be in [0, 1]")
         self.formats = formats
@@ -52,7 +52,7 @@ class Export(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Complains at once, not after the fit, if a format does not suit; forgets what was written before."""
         module: Any = pl_module
-        check_formats(self.formats, module.model)
+        check_formats(self.formats or (), module.model)
         self.artefacts = {}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,7 +80,7 @@ class Export(pl.Callback):
             data.image_size,
             torch.stack([samples[index][0] for index in range(len(samples))]),
             torch.cat(calibration) if calibration else None,
-            self.formats,
+            suitable_formats(module.model) if self.formats is None else self.formats,
             list(data.class_names),
             self.int8_tolerance if is_rounded(module.model) else self.float_tolerance,
         )

@@ -14,7 +14,8 @@ from torch import nn
 from callbacks.export import Export
 from callbacks.results import Results
 from compresslens.errors import UserError
-from compresslens.export import Artefact, Format, export_model, ready
+from compresslens.export import Artefact, export_model, ready
+from compresslens.export.artefacts import suitable_formats
 from compresslens.export.comparison import Comparison, compare_latency
 from compresslens.export.latency import processor
 from compresslens.export.runtimes import FILES, RUNTIMES, Runtime, missing, version
@@ -111,9 +112,10 @@ class Footprint(pl.Callback):
         self, reference: nn.Module | None, folder: Path, image_size: int, artefacts: dict[str, Artefact]
     ) -> dict[str, Artefact]:
         """Exports the reference in the model's formats, as far as they suit it."""
-        has_recipe = bool(getattr(reference, "recipe", None))
-        formats: list[Format] = [name for name in artefacts if name != "safetensors" or has_recipe]  # type: ignore[misc]
-        return {} if reference is None else export_model(reference, folder, image_size, formats=formats)
+        if reference is None:
+            return {}
+        formats = [name for name in suitable_formats(reference) if name in artefacts]
+        return export_model(reference, folder, image_size, formats=formats)
 
     def _time(
         self, artefacts: dict[str, Artefact], theirs: dict[str, Artefact] | None, image_size: int

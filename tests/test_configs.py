@@ -175,8 +175,8 @@ def shrunk(name: str) -> list[str]:
 
 
 def slow(name: str) -> bool:
-    """Whether a config is heavy even on small data, and much like others."""
-    return name.startswith("imagenet/") and not name.startswith(("imagenet/baseline", "imagenet/distill"))
+    """Whether a config is much like others: all run on the embedded data and CIFAR-10, two on each of the rest."""
+    return folder_of(name) not in ("", "cifar10") and Path(name).stem not in ("baseline_resnet18", "distill_resnet18")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in CONFIGS])

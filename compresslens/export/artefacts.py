@@ -60,6 +60,12 @@ class Artefact:
         return {"file": self.path.name, "bytes": self.size, "deflated_bytes": self.deflated, "parity": checked}
 
 
+def suitable_formats(network: nn.Module) -> tuple[Format, ...]:
+    """All formats; without the recipe where nobody could follow it, since `create_network` did not make the network."""
+    has_recipe = bool(getattr(network, "recipe", None))
+    return tuple(name for name in FORMATS if name != "safetensors" or has_recipe)
+
+
 def check_formats(formats: Sequence[str], network: nn.Module | None = None) -> None:
     """Raises UserError unless these are formats, and such as can be written on this machine for this network."""
     for name in formats:

@@ -76,8 +76,16 @@ def test_an_artefact_that_is_wrong_ends_the_run(tmp_path: Path, monkeypatch: pyt
 
 def test_what_cannot_be_written_is_said_before_the_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a TinyNetwork cannot be written as safetensors with a recipe"):
-        fitted(tmp_path, Export())
+        fitted(tmp_path, Export(("onnx", "safetensors")))
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_by_default_all_that_suits_is_written(tmp_path: Path) -> None:
+    """Of somebody's own network nobody could follow the recipe."""
+    export = Export()
+    loop, module = fitted(tmp_path, export)
+    loop.test(module, datamodule=NoiseData(), verbose=False)
+    assert tuple(export.artefacts) == FORMATS
 
 
 @pytest.mark.parametrize(
