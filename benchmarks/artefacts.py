@@ -4,7 +4,7 @@
     python benchmarks/artefacts.py --models resnet18 --runtimes openvino --rounds 50
 
 Every variant of a network is exported and run in the same runtime, one image of 224x224 at a time, in one thread, in
-turns with all others, so that what else the machine does hits them alike. Printed are the median time of a call and its
+turns with all others, so that what else the machine does hits them alike. Printed are the median over the rounds, its
 quartiles, how many times faster than the float network in the same runtime (median and quartiles of the ratio within
 each round), and the bytes of the file, deflated.
 
@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import math
+import random
 import sys
 import tempfile
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from torch import Tensor, nn
 
 from compresslens.export import Format, Tolerance, export_model, runtimes
 from compresslens.export.artefacts import FILES, deflated_bytes
-from compresslens.export.latency import interleaved, processor, speedup
+from compresslens.export.latency import interleaved, processor, speedup, summary
 from compresslens.networks import create_network
 from compresslens.pruning.channel_pruning import ChannelPruning
 from compresslens.pruning.channels import remove_channels
@@ -42,6 +44,7 @@ from compresslens.quantization import calibrate, fake_quantize
 
 SIZE = 224
 CALIBRATION_IMAGES = 32
+LOADS = 5
 MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"architecture": "resnet18"},
     "resnet50": {"architecture": "resnet50"},
@@ -197,16 +200,27 @@ def by_onnx_runtime(source: Path, target: Path, images: Tensor) -> None:
 
 
 def measure(model: str, runtime: str, artefacts: dict[str, Path], rounds: int, threads: int) -> None:
-    """Times all variants in one runtime, and prints them."""
-    files, calls = {}, {}
+    """Times all variants in one runtime, and prints them.
+
+    The same file loaded twice can differ by 5 % for as long as it stays loaded, by where in memory it came to lie. So
+    all are loaded several times, in different orders (but compiled only once, which takes long).
+    """
+    files = {}
     image = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     for variant, folder in artefacts.items():
         if (variant == NNCF and runtime != "openvino") or (variant == ORT and runtime != "onnxruntime"):
             continue
         files[variant] = folder / ("model.xml" if variant == NNCF else FILES[runtimes.FILES[runtime]])
-        say(f"{model}: {variant} in {runtime}")
-        calls[variant] = partial(runtimes.load(runtime, files[variant], 1, SIZE, threads), image)
-    times = interleaved(calls, rounds=rounds)
+    medians: dict[str, list[list[float]]] = {variant: [] for variant in files}
+    loads = 1 if runtime == "compiled" else LOADS
+    order, generator = list(files), random.Random(0)
+    for number in range(loads):
+        generator.shuffle(order)
+        say(f"{model} in {runtime}, {number + 1} of {loads}")
+        calls = {v: partial(runtimes.load(runtime, files[v], 1, SIZE, threads), image) for v in order}
+        for variant, latency in interleaved(calls, rounds=math.ceil(rounds / loads)).items():
+            medians[variant] += [[median] for median in latency.rounds]
+    times = {variant: summary(rounds_of_one) for variant, rounds_of_one in medians.items()}
     print(f"\n{model} in {runtime}")
     print(
         f"{'variant':24}{'median ms':>10}{'quartiles':>18}{'x faster':>10}{'quartiles':>16}{'MB':>8}{'x smaller':>10}"

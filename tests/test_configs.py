@@ -20,6 +20,7 @@ from compresslens.cli.configs import (
     run_name,
     shipped_configs,
 )
+from compresslens.export import artefacts
 from compresslens.networks import create_network
 from compresslens.networks.taps import find_layer
 from datamodules import mnist_scenes
@@ -147,7 +148,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def experiment(workplace: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the data, and fewer scenes."""
+    """A working folder with the data, fewer scenes, and no formats that take long to write (other tests have them)."""
+    monkeypatch.setattr(artefacts, "FORMATS", ("safetensors",))
     (workplace / "data").symlink_to(data)
     monkeypatch.setattr(mnist_scenes, "DIGITS_PER_CLASS", {"train": 4, "val": 2, "test": 2})
     return workplace
