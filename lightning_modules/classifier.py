@@ -172,8 +172,14 @@ class ImageClassifier(pl.LightningModule):
         if self.scheduler_interval == "epoch" and trainer.max_epochs > 0:
             return trainer.max_epochs
         batches, per_step = len(self._data.train_dataloader()), trainer.accumulate_grad_batches
-        steps = optimizer_steps(batches, trainer.limit_train_batches, per_step, trainer.max_epochs, trainer.max_steps)
+        steps = self.steps_in(trainer.max_epochs, trainer.max_steps)
         return steps if self.scheduler_interval == "step" else math.ceil(steps * per_step / batches)
+
+    def steps_in(self, epochs: int, most: int = -1) -> int:
+        """Optimizer steps of that many epochs of this fit, and at most `most` (-1: no limit)."""
+        trainer: Any = self.trainer
+        batches, per_step = len(self._data.train_dataloader()), trainer.accumulate_grad_batches
+        return optimizer_steps(batches, trainer.limit_train_batches, per_step, epochs, most)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Names the architecture and what was changed in it, so that it can be rebuilt."""

@@ -20,7 +20,6 @@ from compresslens.pruning.layers import weight_layers, weights_of
 from compresslens.pruning.schedules import Schedule, share, update_steps, updates_due
 from compresslens.pruning.targets import one_target
 from compresslens.pruning.weight_pruning import WeightPruning, parse_pattern
-from compresslens.training import optimizer_steps
 from lightning_modules.compression import Compression
 
 logger = logging.getLogger(__name__)
@@ -333,10 +332,8 @@ class PruneAndFinetune(Compression):
                 f"averaged weights would not be those of the schedule {self.schedule}: "
                 "take the averaging callback away, or prune by one_shot"
             )
-        batches, per_step = len(self._data.train_dataloader()), trainer.accumulate_grad_batches
-        limits = batches, trainer.limit_train_batches, per_step
-        total = optimizer_steps(*limits, trainer.max_epochs, trainer.max_steps)
-        per_epoch = optimizer_steps(*limits, 1)
+        total = self.steps_in(trainer.max_epochs, trainer.max_steps)
+        per_epoch = self.steps_in(1)
         self._update_at = update_steps(total, self.begin, self.end, self.updates)
         last_validation = total
         if trainer.check_val_every_n_epoch and trainer.limit_val_batches:

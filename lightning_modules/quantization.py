@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from compresslens.errors import UserError
 from compresslens.pruning.layers import weight_layers, weights_of
 from compresslens.pruning.masks import MaskedWeights, nonzero_masks
-from compresslens.training import optimizer_steps
 from lightning_modules.compression import Compression
 
 Scheme = Literal["int8", "learned_steps"]
@@ -119,9 +118,7 @@ class QuantizationAwareTraining(Compression):
     def on_train_start(self) -> None:
         """Computes how long the training is going to be."""
         trainer: Any = self.trainer
-        batches = len(self._data.train_dataloader())
-        limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps)
-        self._steps = optimizer_steps(batches, *limits)
+        self._steps = self.steps_in(trainer.max_epochs, trainer.max_steps)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Freezes what is due, by the number of the step alone: a continued run does the same."""

@@ -9,8 +9,6 @@ written into the graph. :class:`FakeQuantGraph` owns the switch.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,23 +20,17 @@ from compresslens.errors import UserError
 from compresslens.networks.changes import Change, record_change
 from compresslens.networks.taps import classifier_name, find_layer
 from compresslens.quantization.fold import write_epsilon
-
-LEAST_GAMMA = 1e-6
-"""Batch normalization weights of exactly 0 are set to this before a graph is prepared, which divides by them."""
-_LEAST_SCALE = 2**-12
-_SOURCES: dict[str, Any] = {
-    "conv2d": nn.Conv2d,
-    "linear": nn.Linear,
-    "batch_norm": nn.BatchNorm2d,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "hardtanh": nn.Hardtanh,
-    "hardswish": nn.Hardswish,
-    "silu": nn.SiLU,
-    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
-    "add": operator.add,
-}
-_BATCH = 4096  # largest batch the graph takes
+from compresslens.quantization.preparation import (
+    calls,
+    capture,
+    forget_batch_counts,
+    name_sources,
+    prepare,
+    remove_drop_path,
+    replace_zero_gammas,
+    scale_name,
+    split_quantizers,
+)
 
 
 class FakeQuantGraph(nn.Module):
@@ -66,8 +58,8 @@ class FakeQuantGraph(nn.Module):
         original: Any = copy.deepcopy(backbone)
         self.classifier_name = f"graph.{classifier_name(original)}"
         self.num_classes = getattr(backbone, "num_classes", None)
-        _remove_drop_path(original)
-        _replace_zero_gammas(original)
+        remove_drop_path(original)
+        replace_zero_gammas(original)
         self._batchnorm = {
             f"{name}.weight": (module.momentum, module.eps)
             for name, module in original.named_modules()
@@ -75,9 +67,9 @@ class FakeQuantGraph(nn.Module):
         }
         weight = next(original.parameters())
         exported = capture(original.train(), image_size, weight)
-        _forget_batch_counts(exported)
-        _name_sources(exported)
-        self._dropout = [node.args[1] for node in exported.graph.nodes if _is(node, "dropout")]
+        forget_batch_counts(exported)
+        name_sources(exported)
+        self._dropout = [node.args[1] for node in exported.graph.nodes if calls(node, "dropout")]
         self.graph = prepare(exported, float_layers)
         write_epsilon(self.graph, {name: epsilon for name, (_, epsilon) in self._batchnorm.items()})
         self._weights, self._activations = split_quantizers(self.graph)
@@ -125,9 +117,9 @@ class FakeQuantGraph(nn.Module):
         rates = iter(self._dropout)
         changed = False
         for node in self.graph.graph.nodes:
-            if _is(node, "batch_norm"):
-                args = (*node.args[:5], batchnorm, *self._batchnorm[_weight_of(node)], *node.args[8:])
-            elif _is(node, "dropout"):
+            if calls(node, "batch_norm"):
+                args = (*node.args[:5], batchnorm, *self._batchnorm[scale_name(node)], *node.args[8:])
+            elif calls(node, "dropout"):
                 args = (node.args[0], next(rates), dropout)
             else:
                 continue
@@ -237,116 +229,6 @@ def observing(graph: FakeQuantGraph) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         graph._switch(graph.training, graph.training and not graph.batchnorm_frozen, graph.training)
-
-
-def capture(backbone: nn.Module, image_size: int, like: Tensor) -> Any:
-    """The network as a graph of ATen operators for batches of 1 to 4096 images.
-
-    Raises:
-        UserError: `torch.export` cannot follow the network.
-    """
-    example = torch.zeros(2, 3, image_size, image_size, dtype=like.dtype, device=like.device)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=_BATCH)},)
-    try:
-        return torch.export.export(backbone, (example,), dynamic_shapes=shapes, strict=False).module()
-    except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"torch.export cannot capture the network, which quantization needs: {reason}") from error
-
-
-def prepare(exported: Any, float_layers: Sequence[str]) -> Any:
-    """Inserts fake quantizers where an x86 processor computes in INT8."""
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-
-    from compresslens.quantization.torchao_parts import PartialQuantizer
-
-    return prepare_qat_pt2e(exported, PartialQuantizer(float_layers).set_global(quantization_config()))
-
-
-def quantization_config() -> Any:
-    """x86's data types and ranges with unfused fake quantizers.
-
-    The fused ones compute scales of weights that differ by 0.4 % from those of the converted network. Ranges of weights
-    follow the weights at once (averaging constant 1): they are known, not sampled.
-    """
-    from torchao.quantization import pt2e
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
-        get_default_x86_inductor_quantization_config,
-    )
-
-    from compresslens.quantization.torchao_parts import PassMinMaxObserver
-
-    config = get_default_x86_inductor_quantization_config(is_qat=True)
-
-    def unfused(spec: Any, observer: Any, **options: Any) -> Any:
-        constructor = pt2e.FakeQuantize.with_args(observer=observer, eps=_LEAST_SCALE, **options)
-        return dataclasses.replace(spec, observer_or_fake_quant_ctr=constructor)
-
-    return dataclasses.replace(
-        config,
-        input_activation=unfused(config.input_activation, PassMinMaxObserver),
-        output_activation=unfused(config.output_activation, PassMinMaxObserver),
-        weight=unfused(config.weight, pt2e.MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0),
-    )
-
-
-def split_quantizers(graph: Any) -> tuple[list[str], list[str]]:
-    """Names of the fake quantizers of weights, and of those of activations, each once."""
-    from torchao.quantization.pt2e import FakeQuantizeBase
-
-    found = {name: module for name, module in graph.named_modules() if isinstance(module, FakeQuantizeBase)}
-    weights = [name for name, module in found.items() if module.is_per_channel]
-    return weights, [name for name in found if name not in weights]
-
-
-def _is(node: Any, operator: str) -> bool:
-    """Whether a node calls the ATen operator of that name."""
-    return node.op == "call_function" and str(node.target).startswith(f"aten.{operator}")
-
-
-def _weight_of(node: Any) -> str:
-    """Name of the parameter that a batch normalization scales with."""
-    return str(node.args[1].target)
-
-
-def _remove_drop_path(network: nn.Module) -> None:
-    """Switches stochastic depth off: captured in training mode it would stay active for ever."""
-    for module in network.modules():
-        if type(module).__name__ in ("DropPath", "StochasticDepth"):
-            for attribute in ("drop_prob", "p"):
-                if hasattr(module, attribute):
-                    setattr(module, attribute, 0.0)
-
-
-@torch.no_grad()
-def _replace_zero_gammas(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.weight is None or module.momentum is None or not module.track_running_stats:
-                raise UserError(
-                    "batch normalization without weights, momentum or running statistics cannot be quantized"
-                )
-            module.weight[module.weight == 0] = LEAST_GAMMA
-
-
-def _name_sources(graph: Any) -> None:
-    """Says of every operator which layer it stands for, as torchao's patterns want to know.
-
-    They go by the module that an operator comes from. So without this timm's convolutions with TensorFlow's padding
-    would quietly stay in float, and a ReLU that is called twice (torchvision's ResNets) would be refused.
-    """
-    for node in graph.graph.nodes:
-        operator_name = str(node.target).removeprefix("aten.").split(".")[0].removesuffix("_")
-        if node.op == "call_function" and operator_name in _SOURCES:
-            node.meta["source_fn_stack"] = [(node.name, _SOURCES[operator_name])]
-
-
-def _forget_batch_counts(graph: Any) -> None:
-    """Takes the counting of batches out of the graph: it would go on in evaluation, and nothing reads it."""
-    for node in list(graph.graph.nodes):
-        if _is(node, "add_") and "num_batches_tracked" in str(getattr(node.args[0], "target", "")):
-            graph.graph.erase_node(node)
-    graph.recompile()
 
 
 __all__ = [

@@ -75,7 +75,10 @@ class TestEveryLoss:
         student, teacher = outputs(seed=1), outputs(seed=2)
         loss = built(loss_class, student, teacher)
         cross_entropy = nn.functional.cross_entropy(student.logits, labels(3))
-        (cross_entropy + loss(student, teacher, labels(3)) + loss(student, teacher, labels(3))).backward()
+        total = cross_entropy + loss(student, teacher, labels(3)) + loss(student, teacher, labels(3))
+        (gradient,) = torch.autograd.grad(total, student.logits)
+        assert torch.isfinite(gradient).all()
+        assert gradient.any()
 
     @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
     def test_rejects_bad_weight(self, loss_class: type[DistillationLoss], weight: float) -> None:

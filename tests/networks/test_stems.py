@@ -1,6 +1,5 @@
 """ResNets for small images."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -57,4 +56,5 @@ def test_output_stride_refines_the_last_maps(architecture: str, output_stride: A
 def test_output_stride_changes_no_parameter() -> None:
     plain = create_network("resnet26d", num_classes=3)
     fine = create_network("resnet26d", num_classes=3, output_stride=16)
-    fine.load_state_dict(copy.deepcopy(plain.state_dict()))
+    shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in (plain, fine)]
+    assert shapes[0] == shapes[1]

@@ -82,8 +82,12 @@ def test_load_weights_fills_a_network_in_place(trained: Any, tmp_path: Path) -> 
 def test_auxiliary_classifiers_in_a_file_are_left_out(tmp_path: Path) -> None:
     from torchvision.models import googlenet
 
-    torch.save(googlenet(num_classes=3, aux_logits=True, init_weights=False).state_dict(), tmp_path / "a.pth")
-    create_network("googlenet", 3, weights=str(tmp_path / "a.pth"), replace_head=False)
+    saved = googlenet(num_classes=3, aux_logits=True, init_weights=False).state_dict()
+    torch.save(saved, tmp_path / "a.pth")
+    network = create_network("googlenet", 3, weights=str(tmp_path / "a.pth"), replace_head=False)
+    loaded = network.backbone.state_dict()
+    assert loaded.keys() == {name for name in saved if not name.startswith("aux")}
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.items())
 
 
 def test_another_class_count(trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
