@@ -1,0 +1,139 @@
+"""Carlini & Wagner's problem solved by projections onto the linearized decision boundary.
+
+Each step linearizes the margin and solves the rest exactly: which is the smallest perturbation, within the pixel box,
+of which the linearization says that it lies on the boundary? It is a sequential quadratic program with two dampings,
+since the boundary is curved: the step *onto* the boundary (normal) is taken in full, the pull *along* it towards the
+image (tangential) by a share that grows while the point is adversarial and shrinks while it is not; and gradients are
+averaged over the steps. Relatives: DeepFool (Moosavi-Dezfooli et al. 2016), which lacks the pull, and FAB (Croce and
+Hein 2020).
+
+There is no weight c to be searched, so scaling the logits changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compresslens.attacks.least_norm import least_norm, least_norm_signed
+from compresslens.attacks.margin import UNTARGETED
+from compresslens.attacks.search import Search
+
+CANDIDATES = 10  # classes of which the gradient is taken before the lanes are chosen
+PULL = (0.02, 0.5, 1.0)  # least, first and largest share of the tangential pull
+GROW, SHRINK = 1.3, 0.7  # of that share after an adversarial point, after another
+MOMENTUM = 0.7  # of the averaged gradient: without, the solver collapses
+OVERSHOOT = 0.05  # of the margin, beyond the linearized boundary
+BEYOND = 3e-4  # the same as a share of the distance, so that converged points end on the far side
+
+
+@dataclass
+class Lanes:
+    """State of the rows: the image of each, the class it is driven to, where it stands.
+
+    Attributes:
+        samples: M, the image.
+        against: M, the class.
+        offsets: M×D, perturbation.
+        pull: M, share of the tangential step.
+        normals: M×D, running mean of the normals to the boundary, not yet divided by its weights' sum.
+        reached: M, least distance of an adversarial point of this lane.
+    """
+
+    samples: Tensor
+    against: Tensor
+    offsets: Tensor
+    pull: Tensor
+    normals: Tensor
+    reached: Tensor
+
+    def take(self, rows: Tensor) -> Lanes:
+        """Some of the lanes."""
+        return Lanes(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def project(search: Search, evaluations: int) -> None:
+    """Spends a number of gradient evaluations on each image of a search.
+
+    Where several classes can be reached, the gradients of up to ten tell which are nearest by linearization; the two or
+    three nearest are followed for eight steps each, the best of them for the rest.
+
+    Args:
+        search: what is found is kept in it.
+        evaluations: per image; below 30 there is a single lane, towards whichever class is nearest at each step.
+    """
+    against, spent = _choose_classes(search, evaluations)
+    lanes, short, left = against.shape[1], 0, evaluations - spent
+    if lanes > 1:
+        short = 8
+        left -= lanes * short
+    state = _start(search, against)
+    for step in range(short):
+        _step(search, state, step)
+    if lanes > 1:
+        nearest = state.reached.view(-1, lanes).argmin(1)
+        state = state.take(torch.arange(len(search), device=nearest.device) * lanes + nearest)
+    for step in range(short, short + left):
+        _step(search, state, step)
+
+
+def _start(search: Search, against: Tensor) -> Lanes:
+    count, lanes = against.shape
+    samples = torch.arange(count, device=against.device).repeat_interleave(lanes)
+    zeros = search.images.new_zeros(len(samples), search.images.shape[1])
+    return Lanes(
+        samples=samples,
+        against=against.reshape(-1),
+        offsets=zeros,
+        pull=search.images.new_full((len(samples),), PULL[1]),
+        normals=zeros.clone(),
+        reached=search.images.new_full((len(samples),), torch.inf),
+    )
+
+
+def _choose_classes(search: Search, evaluations: int) -> tuple[Tensor, int]:
+    """N×K classes to go for, nearest first, and the evaluations that the choice took."""
+    everything = torch.arange(len(search), device=search.images.device)
+    if search.targeted:
+        return search.labels[:, None], 0
+    with torch.no_grad():
+        logits = search.network(search.images.view(-1, *search.shape)).float()
+    others = logits.scatter(1, search.labels[:, None], -torch.inf)
+    lanes = 1 if evaluations < 30 else 2 if evaluations < 60 else 3
+    lanes = min(lanes, logits.shape[1] - 1)
+    if lanes == 1:
+        return torch.full_like(search.labels, UNTARGETED)[:, None], 0
+    candidates = others.topk(min(CANDIDATES - 1, logits.shape[1] - 1)).indices
+    classes = torch.cat([search.labels[:, None], candidates], 1)
+    logits, gradients = search.class_gradients(everything, search.images, classes)
+    directions = gradients[:, 1:] - gradients[:, :1]
+    below, above = search.images[:, None] > 0, search.images[:, None] < 1
+    reachable = torch.where(directions > 0, above, below)
+    margins = logits.gather(1, classes[:, :1]) - logits.gather(1, candidates)
+    lengths = (directions * reachable).norm(dim=2)
+    distances = torch.where(lengths > 0, (margins + search.confidence) / lengths, torch.inf)
+    nearest = distances.argsort(dim=1, stable=True)[:, :lanes]
+    return candidates.gather(1, nearest), classes.shape[1]
+
+
+def _step(search: Search, lanes: Lanes, step: int) -> None:
+    """Evaluates the lanes where they stand, and moves them."""
+    images = search.images[lanes.samples]
+    against = None if search.targeted else lanes.against
+    constraint, gradients, adversarial = search.evaluate(lanes.samples, images + lanes.offsets, against)
+    length = lanes.offsets.norm(dim=1)
+    lanes.reached = torch.where(adversarial, torch.minimum(lanes.reached, length), lanes.reached)
+    lanes.normals.mul_(MOMENTUM).sub_(gradients, alpha=1 - MOMENTUM)
+    normals = lanes.normals / (1 - MOMENTUM ** (step + 1))
+    lanes.pull = (lanes.pull * torch.where(adversarial, GROW, SHRINK)).clamp(PULL[0], PULL[2])
+
+    needed = constraint + OVERSHOOT * constraint.abs() + BEYOND * length * normals.norm(dim=1)
+    # adversarial by way of another class than this lane's: no need to go on towards it
+    needed = torch.where(adversarial, needed.clamp_max(0), needed)
+    lower, upper = -images, 1 - images
+    onto = lanes.offsets + least_norm_signed(normals, needed, lower - lanes.offsets, upper - lanes.offsets)
+    least = least_norm(normals, (normals * lanes.offsets).sum(1) + needed, lower, upper)
+    moved = onto + lanes.pull[:, None] * (least - onto)
+    lanes.offsets = torch.clamp(moved, lower, upper)
