@@ -17,8 +17,8 @@ from compresslens.attacks.search import Search
 
 Space = Literal["box", "tanh"]
 Schedule = Literal["fast", "paper"]
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-INSIDE = 1 - 1e-6  # pixels at exactly 0 or 1 would have an infinite tanh coordinate, and never move
+BETAS, EPSILON = (0.9, 0.999), 1e-12
+INSIDE = 0.999  # pixels at exactly 0 or 1 would have an infinite tanh coordinate; closer to it they hardly move
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,20 @@ class Plan:
     Attributes:
         rounds: values of c.
         steps: of Adam for each c, at most.
-        rates: learning rate of the first and of the last step (cosine between); in [0, 1] pixels or tanh coordinates.
+        rates: learning rate of the first and of the last step (cosine between), in pixels [0, 1] or tanh coordinates;
+            with `relative` for each image as a share of its distance divided by √D.
+        relative: see `rates`. Adam moves every pixel by about its rate: a fixed one overshoots where pixels are many.
         patience: steps without an improvement of the loss by 0.1 % after which a round ends; 0: never.
         warm: rounds start from the best adversarial so far, rather than from the image.
-        weight: first c; None: the one that the linearized margin asks for, which makes the attack blind to the scale of
-            the logits.
+        weight: first c; None: twice the one that the linearized margin asks for, which makes the attack blind to the
+            scale of the logits.
         factor: by which c grows until there is a success.
     """
 
     rounds: int
     steps: int
     rates: tuple[float, float]
+    relative: bool
     patience: int
     warm: bool
     weight: float | None
@@ -46,37 +49,48 @@ class Plan:
 
 
 PLANS: dict[tuple[Schedule, Space], Plan] = {
-    ("paper", "tanh"): Plan(9, 1000, (0.01, 0.01), 0, False, 1e-3, 10.0),
-    ("paper", "box"): Plan(9, 1000, (0.01, 0.01), 0, False, 1e-3, 10.0),
-    ("fast", "box"): Plan(6, 100, (0.02, 0.001), 20, True, None, 10.0),
-    ("fast", "tanh"): Plan(6, 100, (0.05, 0.003), 20, True, None, 10.0),
+    ("paper", "tanh"): Plan(9, 1000, (0.01, 0.01), False, 0, False, 1e-3, 10.0),
+    ("paper", "box"): Plan(9, 1000, (0.01, 0.01), False, 0, False, 1e-3, 10.0),
+    ("fast", "box"): Plan(6, 60, (0.3, 0.01), True, 15, True, None, 3.0),
+    ("fast", "tanh"): Plan(5, 100, (0.1, 0.005), False, 20, True, None, 3.0),
 }
 
 
 def minimize(search: Search, plan: Plan, space: Space) -> None:
     """Runs the attack on the images of a search, in which what it finds is kept."""
     everything = torch.arange(len(search), device=search.images.device)
-    weights = _first_weights(search, everything, plan)
+    weights, expected = _first_weights(search, everything, plan)
     low, high = torch.zeros_like(weights), torch.full_like(weights, torch.inf)
     for _ in range(plan.rounds):
         starts = search.best if plan.warm else search.images
-        found = _round(search, everything, weights, starts, plan, space)
+        expected = torch.where(torch.isfinite(search.distance), search.distance, expected)
+        units = expected / math.sqrt(search.images.shape[1]) if plan.relative else torch.ones_like(expected)
+        found = _round(search, everything, weights, starts, units, plan, space)
         high = torch.where(found, torch.minimum(high, weights), high)
         low = torch.where(found, low, torch.maximum(low, weights))
         weights = torch.where(torch.isinf(high), weights * plan.factor, (low + high) / 2)
 
 
-def _first_weights(search: Search, everything: Tensor, plan: Plan) -> Tensor:
-    """The c of the least perturbation if the margin were linear: 2·d = c·(-gradient) and gradient·d = -margin."""
+def _first_weights(search: Search, everything: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """First c of each image, and the distance to expect.
+
+    If the margin were linear, the least perturbation d would solve 2·d = c·(-gradient) and gradient·d = -margin. A
+    smaller c cannot succeed there; twice as much does.
+    """
     if plan.weight is not None:
-        return torch.full_like(search.distance, plan.weight)
-    constraint, gradients, _ = search.evaluate(everything, search.images)
-    slope = gradients.square().sum(1)
-    return torch.where(slope > 0, 2 * constraint / slope, 1.0)
+        return torch.full_like(search.distance, plan.weight), search.distance
+    constraint, gradients, _ = search.evaluate(everything, search.images, torch.zeros_like(search.distance))
+    length = gradients.norm(dim=1)
+    reachable = length > 0
+    weights = torch.where(reachable, 4 * constraint / length.square(), 1.0)
+    most = math.sqrt(search.images.shape[1])  # the diagonal of the box
+    return weights, torch.where(reachable, constraint / length, most).clamp_max(most)
 
 
-def _round(search: Search, rows: Tensor, weights: Tensor, starts: Tensor, plan: Plan, space: Space) -> Tensor:
-    """Adam for one c per image; whether it came by an adversarial (N bool)."""
+def _round(
+    search: Search, rows: Tensor, weights: Tensor, starts: Tensor, units: Tensor, plan: Plan, space: Space
+) -> Tensor:
+    """Adam for one c per image, with rates in these units; whether it came by an adversarial (N bool)."""
     found = torch.zeros_like(weights, dtype=torch.bool)
     least = torch.full_like(weights, torch.inf)
     waited = torch.zeros_like(search.labels)
@@ -85,10 +99,11 @@ def _round(search: Search, rows: Tensor, weights: Tensor, starts: Tensor, plan: 
     for step in range(plan.steps):
         images = search.images[rows]
         points = _decode(variables, space)
-        constraint, gradients, adversarial = search.evaluate(rows, points)
-        found[rows] |= adversarial
         offsets = points - images
-        loss = offsets.square().sum(1) + weights[rows] * constraint.clamp_min(0)
+        distances = offsets.norm(dim=1)
+        constraint, gradients, adversarial = search.evaluate(rows, points, distances)
+        found[rows] |= adversarial
+        loss = distances.square() + weights[rows] * constraint.clamp_min(0)
         improved = loss < least[rows] * (1 - 1e-3)
         waited[rows] = torch.where(improved, 0, waited[rows] + 1)
         least[rows] = torch.minimum(least[rows], loss)
@@ -100,7 +115,7 @@ def _round(search: Search, rows: Tensor, weights: Tensor, starts: Tensor, plan: 
         square = square.lerp(slope.square(), 1 - BETAS[1])
         rate = _cosine(plan.rates, step / max(plan.steps - 1, 1))
         debiased = (square / (1 - BETAS[1] ** (step + 1))).sqrt_().add_(EPSILON)
-        variables = variables - rate / (1 - BETAS[0] ** (step + 1)) * mean / debiased
+        variables = variables - (rate / (1 - BETAS[0] ** (step + 1)) * units[rows])[:, None] * mean / debiased
         if space == "box":
             variables = variables.clamp(0, 1)
 

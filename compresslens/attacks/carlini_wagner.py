@@ -55,8 +55,8 @@ def carlini_wagner_l2(
         targets: N int64, other classes that are to win; None: any other class may.
         confidence: κ, at least 0; by how much the winning logit must exceed the rest.
         solver: "projection" linearizes the margin step by step (see `compresslens.attacks.projection`): nearest
-            adversarials, for distances. "adam" is the paper's own way (see `compresslens.attacks.adam`): for the question
-            of what the attack costs.
+            adversarials, for distances. "adam" is the paper's own way (see `compresslens.attacks.adam`): for the
+            question of what the attack costs.
         evaluations: gradient evaluations per image that the projection may spend, at least 1; 100 is worth it where
             the last percent matters.
         schedule: of Adam. "fast": up to six values of c, each image stops when it stands still. "paper": nine times

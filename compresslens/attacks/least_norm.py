@@ -6,54 +6,46 @@ import torch
 from torch import Tensor
 
 ITERATIONS = 25
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
+LARGEST = 1e30  # factor; infinity would become NaN in a product with zero
 
 
-def least_norm(normals: Tensor, offsets: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+def least_norm(normals: Tensor, offsets: Tensor, lower: Tensor, upper: Tensor, squared: Tensor | None = None) -> Tensor:
     """Solves, row by row, min ‖d‖² subject to normal·d ≥ offset and lower ≤ d ≤ upper, where lower ≤ 0 ≤ upper.
 
     The solution is d = clip(λ·normal, lower, upper) with the least λ ≥ 0 that meets the constraint (from the KKT
-    conditions); normal·d is concave, increasing and piecewise linear in λ, so Newton's method from below never
-    overshoots.
+    conditions). normal·d is concave and increasing in λ, so the secant through two points short of the offset leads to
+    a third one short of it: no safeguard is needed, and an iteration is four passes over the pixels.
 
     Args:
         normals: M×D.
         offsets: M; not positive: the solution is zero.
         lower: M×D, not positive.
         upper: M×D, not negative.
+        squared: M, ‖normal‖² if known already.
 
     Returns:
         M×D. Where the box admits no solution, the point of the box that comes nearest to one.
     """
     offsets = offsets.clamp_min(0)
-    # What points out of the box at once never moves: without it the first Newton step is nearly exact.
-    movable = ((normals > 0) & (upper > 0)) | ((normals < 0) & (lower < 0))
-    normals = normals * movable
-    slope = _dot(normals, normals)
-    factor = _divide(offsets, slope)
-    steps = torch.clamp(factor[:, None] * normals, lower, upper)
+    squared = dot(normals, normals) if squared is None else squared
+    factor = torch.where(squared > 0, (offsets / squared).clamp_max(LARGEST), 0)
+    factor_before, reached_before = torch.zeros_like(factor), torch.zeros_like(factor)
     for _ in range(ITERATIONS):
-        missing = offsets - _dot(normals, steps)
-        short = missing > TOLERANCE * offsets
+        steps = torch.mul(normals, factor[:, None])
+        torch.clamp(steps, lower, upper, out=steps)
+        reached = dot(normals, steps)
+        slope = (reached - reached_before) / (factor - factor_before)
+        short = (offsets - reached > TOLERANCE * offsets) & (slope > 0)  # no slope: every pixel is at its bound
         if not short.any():
             break
-        free = normals * ((steps > lower) & (steps < upper))
-        slope = _dot(free, free)
-        factor = torch.where(short, factor + _divide(missing, slope), factor)
-        steps = torch.clamp(factor[:, None] * normals, lower, upper)
+        further = (factor + (offsets - reached) / slope).clamp_max(LARGEST)
+        factor_before = torch.where(short, factor, factor_before)
+        reached_before = torch.where(short, reached, reached_before)
+        factor = torch.where(short, further, factor)
     return steps
 
 
-def least_norm_signed(normals: Tensor, offsets: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The same for offsets of either sign: a negative one asks for normal·d ≤ offset, a step back to the boundary."""
-    forward = (offsets >= 0)[:, None]
-    return least_norm(torch.where(forward, normals, -normals), offsets.abs(), lower, upper)
-
-
-def _divide(missing: Tensor, slope: Tensor) -> Tensor:
-    # no slope: there is no gradient, or every pixel is at its bound; infinity would become NaN in the product
-    return torch.where(slope > 0, (missing / slope).clamp_max(1e30), 0)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Products of rows, M."""
     return (a * b).sum(1)

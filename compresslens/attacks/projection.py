@@ -17,16 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compresslens.attacks.least_norm import least_norm, least_norm_signed
+from compresslens.attacks.least_norm import dot, least_norm
 from compresslens.attacks.margin import UNTARGETED
 from compresslens.attacks.search import Search
 
 CANDIDATES = 10  # classes of which the gradient is taken before the lanes are chosen
 PULL = (0.02, 0.5, 1.0)  # least, first and largest share of the tangential pull
-GROW, SHRINK = 1.3, 0.7  # of that share after an adversarial point, after another
+GROW, SHRINK = 1.2, 0.8  # of that share after an adversarial point, after another
 MOMENTUM = 0.7  # of the averaged gradient: without, the solver collapses
 OVERSHOOT = 0.05  # of the margin, beyond the linearized boundary
-BEYOND = 3e-4  # the same as a share of the distance, so that converged points end on the far side
+BEYOND = 1e-4  # the same as a share of the distance, so that converged points end on the far side
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Lanes:
     Attributes:
         samples: M, the image.
         against: M, the class.
+        images: M×D.
         offsets: M×D, perturbation.
         pull: M, share of the tangential step.
         normals: M×D, running mean of the normals to the boundary, not yet divided by its weights' sum.
@@ -44,6 +45,7 @@ class Lanes:
 
     samples: Tensor
     against: Tensor
+    images: Tensor
     offsets: Tensor
     pull: Tensor
     normals: Tensor
@@ -86,6 +88,7 @@ def _start(search: Search, against: Tensor) -> Lanes:
     return Lanes(
         samples=samples,
         against=against.reshape(-1),
+        images=search.images[samples],
         offsets=zeros,
         pull=search.images.new_full((len(samples),), PULL[1]),
         normals=zeros.clone(),
@@ -120,20 +123,25 @@ def _choose_classes(search: Search, evaluations: int) -> tuple[Tensor, int]:
 
 def _step(search: Search, lanes: Lanes, step: int) -> None:
     """Evaluates the lanes where they stand, and moves them."""
-    images = search.images[lanes.samples]
+    images, offsets = lanes.images, lanes.offsets
     against = None if search.targeted else lanes.against
-    constraint, gradients, adversarial = search.evaluate(lanes.samples, images + lanes.offsets, against)
-    length = lanes.offsets.norm(dim=1)
+    length = offsets.norm(dim=1)
+    constraint, gradients, adversarial = search.evaluate(lanes.samples, images + offsets, length, against)
     lanes.reached = torch.where(adversarial, torch.minimum(lanes.reached, length), lanes.reached)
     lanes.normals.mul_(MOMENTUM).sub_(gradients, alpha=1 - MOMENTUM)
     normals = lanes.normals / (1 - MOMENTUM ** (step + 1))
+    squared = dot(normals, normals)
     lanes.pull = (lanes.pull * torch.where(adversarial, GROW, SHRINK)).clamp(PULL[0], PULL[2])
 
-    needed = constraint + OVERSHOOT * constraint.abs() + BEYOND * length * normals.norm(dim=1)
+    needed = constraint + OVERSHOOT * constraint.abs() + BEYOND * length * squared.sqrt()
     # adversarial by way of another class than this lane's: no need to go on towards it
     needed = torch.where(adversarial, needed.clamp_max(0), needed)
-    lower, upper = -images, 1 - images
-    onto = lanes.offsets + least_norm_signed(normals, needed, lower - lanes.offsets, upper - lanes.offsets)
-    least = least_norm(normals, (normals * lanes.offsets).sum(1) + needed, lower, upper)
-    moved = onto + lanes.pull[:, None] * (least - onto)
-    lanes.offsets = torch.clamp(moved, lower, upper)
+    lower = -images
+    upper = 1 + lower
+    least = least_norm(normals, dot(normals, offsets) + needed, lower, upper, squared)
+    # a negative need is a step back to the boundary
+    sign = torch.where(needed >= 0, 1.0, -1.0).to(needed)
+    step_onto = least_norm(normals * sign[:, None], needed.abs(), lower - offsets, upper - offsets, squared)
+    onto = offsets + step_onto
+    moved = torch.lerp(onto, least, lanes.pull[:, None])
+    lanes.offsets = torch.clamp(moved, lower, upper, out=moved)

@@ -26,7 +26,7 @@ def refine(search: Search, steps: int) -> None:
     images = search.images[rows]
     offsets, radius = search.best[rows] - images, search.distance[rows]
     for step in range(steps):
-        _, gradients, adversarial = search.evaluate(rows, images + offsets)
+        _, gradients, adversarial = search.evaluate(rows, images + offsets, offsets.norm(dim=1))
         progress = (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2
         rate = RATE[1] + (RATE[0] - RATE[1]) * progress
         change = RADIUS[1] + (RADIUS[0] - RADIUS[1]) * progress

@@ -71,12 +71,15 @@ class Search:
     def __len__(self) -> int:
         return len(self.images)
 
-    def evaluate(self, samples: Tensor, points: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(
+        self, samples: Tensor, points: Tensor, distances: Tensor, against: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Margins and their gradients at some points, which become the best where they are adversarial and nearer.
 
         Args:
             samples: M int64, the image of each row.
             points: M×D in [0, 1].
+            distances: M, of the points from their images.
             against: M class indices; the margin is against that class rather than against the best other. Untargeted
                 attacks only.
 
@@ -97,7 +100,7 @@ class Search:
         gradients = self._backward(constraint.sum(), inputs)
         self._count(samples)
         adversarial = is_adversarial(overall, self.confidence)
-        self._keep(samples, inputs.detach(), adversarial)
+        self._keep(samples, inputs.detach(), distances, adversarial)
         if self.observe is not None:
             self._tell(samples, inputs.detach(), overall, gradients)
         return constraint.detach() + self.confidence, gradients, adversarial
@@ -136,9 +139,8 @@ class Search:
     def _count(self, samples: Tensor) -> None:
         self.evaluations.index_add_(0, samples, torch.ones_like(samples))
 
-    def _keep(self, samples: Tensor, points: Tensor, adversarial: Tensor) -> None:
-        distance = (points - self.images[samples]).norm(dim=1)
-        distance = torch.where(adversarial, distance, torch.inf)
+    def _keep(self, samples: Tensor, points: Tensor, distances: Tensor, adversarial: Tensor) -> None:
+        distance = torch.where(adversarial, distances, torch.inf)
         nearest = self.distance.scatter_reduce(0, samples, distance, "amin")
         better = adversarial & (distance == nearest[samples]) & (distance < self.distance[samples])
         self.best[samples[better]] = points[better]
