@@ -1,11 +1,24 @@
 """Lightning callbacks: probes, results, checkpoints."""
 
 from callbacks.accuracy import Accuracy
+from callbacks.carlini_wagner import CarliniWagner
 from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.curves import Curves
 from callbacks.export import Export
 from callbacks.footprint import Footprint
+from callbacks.honesty import Honesty
 from callbacks.predictions import Predictions
 from callbacks.results import Results
 
-__all__ = ["Accuracy", "BestCheckpoint", "Curves", "Export", "Footprint", "LastCheckpoint", "Predictions", "Results"]
+__all__ = [
+    "Accuracy",
+    "BestCheckpoint",
+    "CarliniWagner",
+    "Curves",
+    "Export",
+    "Footprint",
+    "Honesty",
+    "LastCheckpoint",
+    "Predictions",
+    "Results",
+]

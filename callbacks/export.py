@@ -20,7 +20,9 @@ class Export(pl.Callback):
     """Writes `model/` into the run folder when the test that ends a fit starts, and under `train.py export`.
 
     By then the best checkpoint has been loaded. Every file is checked against the network on the probe subset of the
-    validation split; one that computes something else is removed, and that is an error.
+    validation split; one that computes something else is removed, and that is an error. The ONNX file of an INT8
+    network is adapted to the runtimes if it then passes the check, else it is not, and a warning says so; the artefact
+    records which (`adapted`, `rejected`).
 
     Args:
         formats: any of "onnx" (`model.onnx`), "torch_export" (`model.pt2`) and "safetensors" (`model.safetensors` and
@@ -97,5 +99,8 @@ def report(artefacts: dict[str, Artefact]) -> str:
                 f"logits within {parity.difference:.2g} of the network's, {parity.agreement:.1%} of "
                 f"{parity.images} predictions alike ({parity.runtime})"
             )
+        if artefact.rejected is not None:
+            difference, agreement = artefact.rejected.difference, artefact.rejected.agreement
+            checked += f"; not adapted to INT8 runtimes: logits within {difference:.2g}, {agreement:.1%} alike"
         lines.append(f"{artefact.path}: {artefact.size:,} bytes, {artefact.deflated:,} deflated; {checked}")
     return "\n".join(lines)

@@ -31,6 +31,7 @@ class Results(pl.Callback):
         self.metrics: dict[str, Metric] = {}
         self.wall_seconds: dict[str, float] = {}
         self.details: dict[str, dict[str, Any]] = {}
+        self.verdicts: dict[str, str] = {}
         self.samples: dict[str, npt.NDArray[Any]] = {}
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
@@ -54,6 +55,7 @@ class Results(pl.Callback):
         metrics: dict[str, Metric],
         seconds: float,
         details: dict[str, Any] | None = None,
+        verdicts: dict[str, str] | None = None,
     ) -> None:
         """Adds the metrics of a probe and writes `results.json` and the loggers (rank zero only).
 
@@ -63,6 +65,7 @@ class Results(pl.Callback):
             metrics: by name.
             seconds: that it took.
             details: how it was measured, for readers rather than for comparisons; plain, finite values.
+            verdicts: what it says in words, by the group of metrics that it is about.
         """
         if not trainer.is_global_zero:
             return
@@ -70,6 +73,7 @@ class Results(pl.Callback):
         self.wall_seconds[probe] = round(seconds, 3)
         if details is not None:
             self.details[probe] = details
+        self.verdicts.update(verdicts or {})
         for logger in trainer.loggers:
             values = {name: metric.value for name, metric in metrics.items()}
             logger.log_metrics(values, step=trainer.global_step)
@@ -106,7 +110,7 @@ class Results(pl.Callback):
             "precision": trainer.precision,
             "wall_seconds": self.wall_seconds,
             "details": self.details,
-            "verdicts": {},
+            "verdicts": self.verdicts,
             "versions": versions(),
             "config": config,
         }

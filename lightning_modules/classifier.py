@@ -98,7 +98,8 @@ class ImageClassifier(pl.LightningModule):
         network = self._frozen_reference[0]
         like, device, dtype = next(network.parameters(), None), self.device, cast(torch.dtype, self.dtype)
         if network.training or like is None or (like.device, like.dtype) != (device, dtype):
-            network.to(device, dtype).eval()  # takes milliseconds even where there is nothing to do
+            with torch.inference_mode(False):  # what is moved in inference mode has no gradients ever after
+                network.to(device, dtype).eval()  # takes milliseconds even where there is nothing to do
         return network
 
     def set_reference(self, network: nn.Module) -> None:

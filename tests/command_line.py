@@ -13,7 +13,7 @@ from pathlib import Path
 from compresslens.cli import main
 from compresslens.cli.requirements import ENTRY_POINT, undistributed_environment
 
-# One step of training, one batch to validate and one to test.
+# Two steps of training, one batch to validate and one to test, few images to attack.
 SHORT = [
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=2",
@@ -25,6 +25,7 @@ SHORT = [
     "--data.batch_size=4",
     "--data.eval_batch_size=8",
     "--data.num_workers=0",
+    "--data.probe_samples=8",
 ]
 
 

@@ -28,6 +28,7 @@ from tests.command_line import SHORT, run
 from tests.real_formats import write_cifar10, write_cifar100, write_fashion_mnist, write_image_folder, write_imagenet
 
 CONFIGS = shipped_configs()
+TRAINED = [name for name in CONFIGS if not name.startswith("attack_")]
 SMALL = "test_resnet"  # timm's ResNet for tests has the stages of a real one
 NETWORK_KEYS = ("architecture", "num_classes", "image_size", "stem", "output_stride")
 DISTILLATION = "lightning_modules.Distillation"
@@ -181,7 +182,7 @@ def slow(name: str) -> bool:
     return folder_of(name) not in ("", "cifar10") and Path(name).stem not in ("baseline_resnet18", "distill_resnet18")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in CONFIGS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in TRAINED])
 def test_it_runs_on_small_data(name: str, experiment: Path) -> None:
     options = shrunk(name)
     if requirements(config_chain(find_config(name))):

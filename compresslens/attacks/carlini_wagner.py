@@ -84,7 +84,7 @@ def carlini_wagner_l2(
         if bool((targets == labels).any()):
             raise ValueError("a target is the label itself; a targeted attack needs another class")
     with attackable(network):
-        images, labels = _plain(images), _plain(labels)
+        images, labels = _plain(images).contiguous(), _plain(labels)  # results must be laid out as what was verified
         aims = labels if targets is None else _plain(targets)
         result = _nothing(images)
         pending = _pending(network, images, labels, aims, targets is not None, confidence, chunk_size, result)

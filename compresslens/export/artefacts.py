@@ -18,6 +18,7 @@ from compresslens.export import parity, runtimes
 from compresslens.export.evaluation import logits_of
 from compresslens.export.int8_onnx import for_runtimes
 from compresslens.export.onnx import check_packages, export_onnx
+from compresslens.export.parity import FLOAT, INT8, Parity, Tolerance
 from compresslens.export.ready import is_int8, is_rounded, ready
 from compresslens.export.safetensors_recipe import (
     DEFLATE_LEVEL,
@@ -47,17 +48,28 @@ class Artefact:
         size: bytes on disk, without the recipe.
         deflated: the same after deflate (zlib, level 6), which is what makes zeros and repeated values count.
         parity: how it compares with the network; None if nothing installed can run it.
+        adapted: whether it is an INT8 network's graph adapted to the runtimes (see `int8_onnx`); False: the graph as it
+            is, which ONNX Runtime computes partly in float; None: nothing to adapt in this format or network.
+        rejected: how the adapted graph compared, if that is why it was not taken.
     """
 
     path: Path
     size: int
     deflated: int
-    parity: parity.Parity | None
+    parity: Parity | None
+    adapted: bool | None = None
+    rejected: Parity | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without the folder."""
-        checked = None if self.parity is None else self.parity.as_json()
-        return {"file": self.path.name, "bytes": self.size, "deflated_bytes": self.deflated, "parity": checked}
+        return {
+            "file": self.path.name,
+            "bytes": self.size,
+            "deflated_bytes": self.deflated,
+            "parity": None if self.parity is None else self.parity.as_json(),
+            "adapted": self.adapted,
+            "rejected_parity": None if self.rejected is None else self.rejected.as_json(),
+        }
 
 
 def suitable_formats(network: nn.Module) -> tuple[Format, ...]:
@@ -86,7 +98,7 @@ def export_model(
     calibration: Tensor | None = None,
     formats: Sequence[Format] = FORMATS,
     class_names: list[str] | None = None,
-    tolerance: parity.Tolerance | None = None,
+    tolerance: Tolerance | None = None,
 ) -> dict[str, Artefact]:
     """Writes a network in several formats and checks each against the network; one that fails is removed.
 
@@ -96,7 +108,8 @@ def export_model(
         image_size: S.
         images: N×3×S×S, what the artefacts are checked on; None: they are not.
         calibration: N×3×S×S, training images; where given, the ONNX file of an INT8 network is adapted to the runtimes
-            that read it, which makes it faster (see `int8_onnx`).
+            that read it, which makes it faster (see `int8_onnx`). If the check then fails, a warning says so, and the
+            graph is written, and checked, as it is.
         formats: see `FORMATS`.
         class_names: in the order of the logits, for the recipe.
         tolerance: of the check; None: `parity.FLOAT`, or `parity.INT8` for an INT8 network.
@@ -109,30 +122,35 @@ def export_model(
             cannot be written.
     """
     check_formats(formats, network)
-    tolerance = tolerance or (parity.INT8 if is_rounded(network) else parity.FLOAT)
+    tolerance = tolerance or (INT8 if is_rounded(network) else FLOAT)
     deployed = ready(network)
     expected = None if images is None else logits_of(network, images)
     graph = capture(deployed, image_size) if set(formats) & {"onnx", "torch_export"} else None
-    for_onnx = graph
-    if is_int8(network) and calibration is not None and "onnx" in formats:
-        for_onnx = capture(for_runtimes(deployed, calibration), image_size)
-    written: dict[str, tuple[Path, parity.Parity | None, Future[int]]] = {}
+    written: dict[str, tuple[Path, tuple[Any, ...], Future[int]]] = {}
     with ThreadPoolExecutor(1) as helper:  # deflating takes longer than writing, and waits for nothing
         for name in formats:
             path = folder / FILES[name]
-            if name == "onnx":
-                export_onnx(for_onnx, path, image_size)
-            elif name == "torch_export":
-                export_torch(graph, path, image_size)
-            else:
-                export_safetensors(network, folder, class_names, deployed)
-            checked = None
-            if images is not None and expected is not None:
-                checked = _check(name, path, images, expected, tolerance)
-            written[name] = path, checked, helper.submit(deflated_bytes, path)
+            checked = adapted = rejected = None
+            if name == "onnx" and is_int8(network):
+                adapted = False
+                if calibration is not None:
+                    export_onnx(for_runtimes(deployed, calibration), path, image_size)
+                    checked = _compare(name, path, images, expected)
+                    adapted = _is_kept(path, checked, tolerance)
+                    rejected = None if adapted else checked
+            if not adapted:
+                if name == "onnx":
+                    export_onnx(graph, path, image_size)
+                elif name == "torch_export":
+                    export_torch(graph, path, image_size)
+                else:
+                    export_safetensors(network, folder, class_names, deployed)
+                checked = _compare(name, path, images, expected)
+                _demand(name, path, checked, tolerance)
+            written[name] = path, (checked, adapted, rejected), helper.submit(deflated_bytes, path)
     return {
-        name: Artefact(path, path.stat().st_size, deflated.result(), checked)
-        for name, (path, checked, deflated) in written.items()
+        name: Artefact(path, path.stat().st_size, deflated.result(), *outcome)
+        for name, (path, outcome, deflated) in written.items()
     }
 
 
@@ -141,10 +159,10 @@ def deflated_bytes(path: Path) -> int:
     return len(zlib.compress(path.read_bytes(), DEFLATE_LEVEL))
 
 
-def _check(
-    name: str, path: Path, images: Tensor, expected: Tensor, tolerance: parity.Tolerance
-) -> parity.Parity | None:
-    """Runs an artefact; removes it if it computes something else."""
+def _compare(name: str, path: Path, images: Tensor | None, expected: Tensor | None) -> Parity | None:
+    """Runs an artefact; None if there is nothing to run it on, or nothing that runs it."""
+    if images is None or expected is None:
+        return None
     if name == "onnx":
         runtime = next((r for r in ("onnxruntime", "openvino") if runtimes.missing(r) is None), None)
         if runtime is None:
@@ -154,7 +172,28 @@ def _check(
     else:
         runtime = "PyTorch"
         got = logits_of(load_torch(path) if name == "torch_export" else load_recipe(path.parent), images)
-    found = parity.compare(expected, got, runtime)
+    return parity.compare(expected, got, runtime)
+
+
+def _is_kept(path: Path, found: Parity | None, tolerance: Tolerance) -> bool:
+    """Whether an adapted graph may stay; otherwise says why not, and removes it."""
+    figures = None if found is None else parity.shortfall(found, tolerance)
+    if figures is None:
+        return True
+    path.unlink()
+    logger.warning(
+        "%s: adapted to INT8 runtimes it would not compute what the network computes: %s; it was written unadapted, "
+        "and ONNX Runtime, which computes it partly in float, will be slower",
+        path.name,
+        figures,
+    )
+    return False
+
+
+def _demand(name: str, path: Path, found: Parity | None, tolerance: Tolerance) -> None:
+    """Raises UserError, and removes the artefact, if it computes something else."""
+    if found is None:
+        return
     try:
         parity.check(found, tolerance, path.name)
     except UserError:
@@ -162,4 +201,3 @@ def _check(
         if name == "safetensors":
             (path.parent / RECIPE).unlink()
         raise
-    return found

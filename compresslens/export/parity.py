@@ -78,15 +78,20 @@ def compare(expected: Tensor, got: Tensor, runtime: str) -> Parity:
     return Parity(len(expected), difference, span, int((~agrees).sum()), runtime)
 
 
-def check(parity: Parity, tolerance: Tolerance, artefact: str) -> None:
-    """Raises UserError, with the figures, unless the artefact is as good as the tolerance wants it."""
+def shortfall(parity: Parity, tolerance: Tolerance) -> str | None:
+    """The figures, and what is tolerated; None if the artefact is as good as the tolerance wants it."""
     allowed = math.ceil(round((1 - tolerance.agreement) * parity.images, 9))
     limit = math.inf if tolerance.difference is None else tolerance.difference * parity.range
     if parity.disagreements <= allowed and parity.difference <= limit:
-        return
+        return None
     difference = "" if tolerance.difference is None else f" (at most {limit:.3g} is tolerated)"
-    raise UserError(
-        f"{artefact} does not compute what the network computes: in {parity.runtime} its logits differ by up to "
-        f"{parity.difference:.3g}{difference}, and {parity.disagreements} of {parity.images} predictions differ (at "
-        f"most {allowed} tolerated); it was removed"
+    return (
+        f"in {parity.runtime} its logits differ by up to {parity.difference:.3g}{difference}, and "
+        f"{parity.disagreements} of {parity.images} predictions differ (at most {allowed} tolerated)"
     )
+
+
+def check(parity: Parity, tolerance: Tolerance, artefact: str) -> None:
+    """Raises UserError, with the figures, unless the artefact is as good as the tolerance wants it."""
+    if figures := shortfall(parity, tolerance):
+        raise UserError(f"{artefact} does not compute what the network computes: {figures}; it was removed")

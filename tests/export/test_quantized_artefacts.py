@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from callbacks.export import report
 from compresslens.errors import UserError
 from compresslens.export import FORMATS, artefacts, export_model, load_recipe, ready, runtimes
 from compresslens.export.evaluation import logits_of
@@ -67,6 +69,71 @@ def test_compiled_int8(written: Path, int8: nn.Module) -> None:
     assert float((got - expected).abs().max()) < 0.02 * float(expected.max() - expected.min())
 
 
+class Other(nn.Module):
+    """A network with the least likely class first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return -self.network(pixels)
+
+
+def added(path: Path) -> set[str]:
+    """The operators whose results are summed in a file."""
+    graph = onnx.load(path).graph
+    producers = {output: node.op_type for node in graph.node for output in node.output}
+    return {producers[name] for node in graph.node if node.op_type == "Add" for name in node.input}
+
+
+def test_an_adapted_graph_that_computes_something_else_is_not_taken(
+    twin: PixelNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artefacts, "for_runtimes", lambda deployed, _: Other(deployed))
+    found = export_model(twin, tmp_path, SIZE, images(32), images(32), ("onnx", "torch_export"))
+    assert {name: artefact.adapted for name, artefact in found.items()} == {"onnx": False, "torch_export": None}
+    artefact = found["onnx"]
+    assert artefact.parity is not None
+    assert artefact.parity.disagreements <= 1
+    assert artefact.rejected is not None
+    assert artefact.rejected.disagreements == 32
+    assert added(tmp_path / "model.onnx") == {"Conv", "DequantizeLinear"}, "the graph as it is"
+
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == artefacts.__name__]
+    assert "model.onnx: adapted to INT8 runtimes it would not compute what the network computes" in warning
+    assert "32 of 32 predictions differ (at most 1 tolerated); it was written unadapted" in warning
+    recorded = json.loads(json.dumps(artefact.as_json()))
+    assert recorded["adapted"] is False
+    assert recorded["parity"]["disagreements"] <= 1
+    assert recorded["rejected_parity"]["disagreements"] == 32
+    onnx_line, other_line = report(found).splitlines()
+    assert re.search(r"; not adapted to INT8 runtimes: logits within [\d.]+, 0\.0% alike$", onnx_line)
+    assert "not adapted" not in other_line
+
+
+def test_an_unadapted_graph_that_computes_something_else_is_an_error(
+    twin: PixelNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artefacts, "ready", lambda network: Other(ready(network)))
+    with pytest.raises(UserError, match=r"^model\.onnx does not .* 32 of 32 predictions differ .* was removed$"):
+        export_model(twin, tmp_path, SIZE, images(32), images(32), ("onnx",))
+    assert "it was written unadapted" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_a_file_was_adapted_is_recorded(twin: PixelNetwork, tmp_path: Path) -> None:
+    def recorded(network: nn.Module, calibration: torch.Tensor | None) -> tuple[Any, Any]:
+        found = export_model(network, tmp_path, SIZE, images(32), calibration, ("onnx",))
+        values = found["onnx"].as_json()
+        return values["adapted"], values["rejected_parity"]
+
+    assert recorded(twin, images(32)) == (True, None)
+    assert added(tmp_path / "model.onnx") == {"DequantizeLinear"}
+    assert recorded(twin, None) == (False, None), "without images to calibrate with"
+    assert recorded(plain().eval(), images(32)) == (None, None), "nothing to adapt"
+
+
 def test_weights_are_stored_in_a_quarter_of_the_bytes(written: Path, tmp_path: Path) -> None:
     whole = export_model(plain(), tmp_path, SIZE)
     for name in FORMATS:
@@ -87,10 +154,7 @@ def test_onnx_holds_pairs_of_quantize_and_dequantize(written: Path) -> None:
     convolutions = operators.count("Conv")
     assert convolutions > 0
     assert operators.count("QuantizeLinear") >= convolutions
-    producers = {output: node.op_type for node in model.graph.node for output in node.output}
-    sums = [node for node in model.graph.node if node.op_type == "Add"]
-    assert sums
-    assert {producers[name] for node in sums for name in node.input} == {"DequantizeLinear"}, "summed in INT8"
+    assert added(written / "model.onnx") == {"DequantizeLinear"}, "summed in INT8"
     assert operators.count("DequantizeLinear") >= 2 * convolutions, "inputs and weights"
     int8_weights = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     assert sum(len(tensor.dims) == 4 for tensor in int8_weights) == convolutions

@@ -27,7 +27,7 @@ from datamodules import ImageDataModule
 from datamodules.image_datamodule import Split
 
 SIZE = 12
-TIMED = re.compile("footprint/(latency_ms|speedup|peak_memory)")
+TIMED = re.compile("footprint/(latency_ms|speedup|peak_memory)|robustness/cw_seconds")
 CLASSES = 7
 BATCHES = 9
 SIZES = {"train": 8 * BATCHES + 3, "val": 29, "test": 43}

@@ -1,0 +1,106 @@
+"""The fixed images of a probe: which of them a rank looks at, in which order, and when the time is up."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from datamodules.selection import Indices
+from datamodules.transformed import collate
+
+
+class Chunk(NamedTuple):
+    """Some of the images, on the module's device.
+
+    Attributes:
+        indices: N int64, of the samples in their split.
+        positions: N int64, of the samples among those of all ranks, in an order that takes the classes in turn.
+        images: N×3×H×W in [0, 1].
+        labels: N int64.
+        masks: N×H×W bool, or None where the data has none.
+    """
+
+    indices: Indices
+    positions: Indices
+    images: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+
+class Share:
+    """This rank's part of the fixed images.
+
+    Args:
+        dataset: the split.
+        indices: of the fixed images in it, in an order that takes the classes in turn.
+        rank: this process.
+        ranks: number of processes; they take images in turn.
+        device: where the images go.
+        dtype: of the images.
+        ends: when `time.monotonic` says that the time is used up.
+        title: of the progress bar; None: there is none.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        indices: Indices,
+        rank: int,
+        ranks: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        ends: float,
+        title: str | None,
+    ) -> None:
+        self.dataset = dataset
+        self.total = len(indices)
+        self.positions = np.arange(len(indices))[rank::ranks]
+        self.indices = indices[rank::ranks]
+        self.device = device
+        self.dtype = dtype
+        self.ends = ends
+        self.title = title
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """The images in chunks; rank zero shows how far it is.
+
+        The time budget is looked at between the chunks: what is begun is finished, and the first is always begun. Since
+        the classes take turns, what was covered when the time was used up is balanced, too.
+        """
+        from tqdm import tqdm
+
+        # rich, whose progress bars may be on the screen, holds back what has no end of line
+        screen = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        options = {"desc": self.title, "unit": "image", "leave": False, "disable": self.title is None, "file": screen}
+        with tqdm(total=len(self), **options) as bar:
+            for start in range(0, len(self), size):
+                if start and time.monotonic() >= self.ends:
+                    return
+                indices = self.indices[start : start + size]
+                images, labels, *masks = collate([self.dataset[int(index)] for index in indices])
+                yield Chunk(
+                    indices,
+                    self.positions[start : start + size],
+                    images.to(self.device, self.dtype),
+                    labels.to(self.device),
+                    masks[0].to(self.device) if masks else None,
+                )
+                bar.update(len(indices))
+
+
+def in_turn(labels: npt.NDArray[np.int64]) -> Indices:
+    """The order (N) that takes one sample of each class, then a second one of each, and so on."""
+    turns = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        turns[labels == label] = np.arange((labels == label).sum())
+    return np.lexsort((labels, turns))
