@@ -56,9 +56,10 @@ def ray_search(
     if directions.shape != images.shape:
         raise ValueError(f"directions have shape {tuple(directions.shape)}, images {tuple(images.shape)}")
     aims = labels if targets is None else targets
-    adversarials = images.clone()
-    factor = torch.full((len(images),), torch.inf, dtype=images.dtype, device=images.device)
     with attackable(network), torch.no_grad():
+        images, directions, aims = (t.clone(memory_format=torch.contiguous_format) for t in (images, directions, aims))
+        adversarials = images.clone()
+        factor = torch.full((len(images),), torch.inf, dtype=images.dtype, device=images.device)
         for numbers in torch.arange(len(images), device=images.device).split(chunk_size):
             if len(numbers) == 0:
                 continue

@@ -146,6 +146,7 @@ def teacher_and_student(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return teacher, student
 
 
+@pytest.mark.slow
 def test_the_teacher_is_trained_first_on_the_same_data(experiments: Path) -> None:
     arguments = ["--config", "./student.yaml", "--runs_dir", "here", "--data.root=elsewhere", "--trainer.max_epochs=2"]
     answer = run_process(*arguments, cwd=experiments)
