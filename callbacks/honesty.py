@@ -14,7 +14,7 @@ from callbacks.probe import Findings, Probe
 from callbacks.probe_images import Share
 from compresslens.attacks.honesty import Check, examine, panel
 from compresslens.attacks.margin import margin
-from compresslens.attacks.search import forward_rows
+from compresslens.attacks.search import logits_in_chunks
 from compresslens.attacks.victim import REFINEMENT, Victim
 from compresslens.errors import UserError
 from compresslens.reporting.honesty_figure import draw_honesty
@@ -109,13 +109,8 @@ def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Whether each image is classified correctly, with a positive margin (bool, N); logits that are NaN are not right.
 
     Args:
-        network: in eval mode.
+        network: left as it was.
         images: N×3×H×W in [0, 1].
         labels: N int64.
     """
-    with torch.no_grad():
-        margins = [
-            margin(forward_rows(network, part), label)
-            for part, label in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-        ]
-    return torch.cat(margins) > 0
+    return margin(logits_in_chunks(network, images, CHUNK), labels) > 0

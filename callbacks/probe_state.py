@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
+
+from compresslens.random_state import seeded
 
 
 @contextmanager
@@ -20,25 +20,19 @@ def undisturbed(networks: list[nn.Module], seed: int, device: torch.device) -> I
     """
     flags = [(part, part.training) for network in networks for part in network.modules()]
     parameters = [(p, p.requires_grad, p.grad) for network in networks for p in network.parameters()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         for part, _ in flags:
             part.training = False
         for parameter, _, _ in parameters:
             parameter.grad = None
         with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            seeded(seed, device),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
             yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         for part, was in flags:
             part.training = was
         for parameter, required, gradient in parameters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,7 @@ class ImageFolder(ImageFileDataModule):
         validation_fraction: part of the training images held out if there is no ``root/val``.
         test_fraction: part of the training images held out if there is no ``root/test``.
         class_count: number of classes that must be there; None takes what there is.
-        num_workers: processes that decode images, per rank.
-        on_corrupt: "raise" or "skip" files that cannot be read.
-        kwargs: as for ``ImageDataModule``.
+        kwargs: as for ``ImageFileDataModule``.
     """
 
     def __init__(
@@ -41,11 +39,9 @@ class ImageFolder(ImageFileDataModule):
         validation_fraction: float = 0.1,
         test_fraction: float = 0.1,
         class_count: int | None = None,
-        num_workers: int = 4,
-        on_corrupt: Literal["raise", "skip"] = "raise",
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_size=image_size, num_workers=num_workers, on_corrupt=on_corrupt, **kwargs)
+        super().__init__(image_size=image_size, **kwargs)
         self.root = Path(root)
         self.masks = masks
         self.fractions: dict[Split, float] = {"val": validation_fraction, "test": test_fraction}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from compresslens.errors import UserError
 from datamodules.image_datamodule import Split
@@ -32,9 +32,7 @@ class ImageNet(ImageFileDataModule):
         image_size: side of the images that the evaluation sees.
         validation_samples: training images held out for validation, stratified by class.
         class_count: number of classes that must be there.
-        num_workers: processes that decode images, per rank.
-        on_corrupt: "raise" or "skip" files that cannot be read.
-        kwargs: as for ``ImageDataModule``.
+        kwargs: as for ``ImageFileDataModule``.
     """
 
     def __init__(
@@ -44,11 +42,9 @@ class ImageNet(ImageFileDataModule):
         image_size: int = 224,
         validation_samples: int = 10_000,
         class_count: int = 1000,
-        num_workers: int = 4,
-        on_corrupt: Literal["raise", "skip"] = "raise",
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_size=image_size, num_workers=num_workers, on_corrupt=on_corrupt, **kwargs)
+        super().__init__(image_size=image_size, **kwargs)
         self.root = Path(root)
         self.boxes = boxes
         self.validation_samples = validation_samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from compresslens.errors import UserError
 from datamodules.image_datamodule import Split
@@ -25,20 +25,16 @@ class ImageNetPhotos(ImageFileDataModule):
     Args:
         root: folder of the photos.
         image_size: side of the images that the evaluation sees.
-        num_workers: processes that decode images, per rank.
-        on_corrupt: "raise" or "skip" files that cannot be read.
-        kwargs: as for ``ImageDataModule``.
+        kwargs: as for ``ImageFileDataModule``.
     """
 
     def __init__(
         self,
         root: str,
         image_size: int = 224,
-        num_workers: int = 4,
-        on_corrupt: Literal["raise", "skip"] = "raise",
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_size=image_size, num_workers=num_workers, on_corrupt=on_corrupt, **kwargs)
+        super().__init__(image_size=image_size, **kwargs)
         self.root = Path(root).expanduser()
 
     @cached_property

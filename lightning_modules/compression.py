@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from compresslens.distillation import DistillationLoss
+from compresslens.errors import UserError
 from compresslens.networks.changes import Change, changes_of
 from lightning_modules.distillation import Distillation
+
+T = TypeVar("T")
 
 
 class Compression(Distillation):
@@ -52,6 +56,20 @@ class Compression(Distillation):
         All ranks must end with the same structure.
         """
         raise NotImplementedError
+
+    def on_rank_zero(self, decide: Callable[[], T]) -> T:
+        """What rank zero decides, on all ranks; a UserError there is raised on all, too."""
+        answer: T | None = None
+        error: str | None = None
+        if self.global_rank == 0:
+            try:
+                answer = decide()
+            except UserError as problem:
+                error = str(problem)
+        answer, error = self.trainer.strategy.broadcast((answer, error))
+        if error is not None:
+            raise UserError(error)
+        return cast(T, answer)
 
     def configure_model(self) -> None:
         """Compresses when a fit begins (one that is continued is put right by its checkpoint afterwards)."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 from pytorch_lightning.callbacks import WeightAveraging
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from compresslens.errors import UserError
@@ -17,13 +15,21 @@ from compresslens.pruning.channel_pruning import ChannelPruning
 from compresslens.pruning.criteria import Criterion
 from compresslens.pruning.gradients import loss_gradients
 from compresslens.pruning.layers import weight_layers, weights_of
-from compresslens.pruning.schedules import Schedule, share, update_steps, updates_due
+from compresslens.pruning.schedules import (
+    Schedule,
+    check_end,
+    check_window,
+    last_validation,
+    share,
+    update_steps,
+    updates_due,
+)
 from compresslens.pruning.targets import one_target
 from compresslens.pruning.weight_pruning import WeightPruning, parse_pattern
 from lightning_modules.compression import Compression
+from lightning_modules.parameter_replacement import replace_parameters
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 Structure = Literal["unstructured", "n:m", "channels"]
 
 
@@ -141,7 +147,7 @@ class PruneAndFinetune(Compression):
         if self.schedule == "one_shot":
             self._update(1)
         else:
-            self._on_rank_zero(self._rehearse)
+            self.on_rank_zero(self._rehearse)
 
     def on_fit_start(self) -> None:
         """The weights are now where they will be trained."""
@@ -220,7 +226,7 @@ class PruneAndFinetune(Compression):
             chosen = pruning.masks(self.model, budget, part, alive, self._gradients())
             return {name: masks.pack(mask) for name, mask in chosen.items() if not mask.all()}
 
-        self._masks = self._on_rank_zero(decide)
+        self._masks = self.on_rank_zero(decide)
         self._masked = None
         self._apply_masks()
 
@@ -232,24 +238,12 @@ class PruneAndFinetune(Compression):
             return pruning.removals(self.model, image_size, budget, part, self._gradients())
 
         before = dict(self.named_parameters())
-        channels.remove_channels(self.model, image_size, self._on_rank_zero(decide))
+        channels.remove_channels(self.model, image_size, self.on_rank_zero(decide))
         zeros = masks.nonzero_masks({name: weight for name, weight in self._weights().items() if name in self._masks})
         self._set_masks(zeros)
         replaced = {before[name]: new for name, new in self.named_parameters() if before[name] is not new}
         if replaced and self._update_at:
-            self._replace_parameters(replaced)
-
-    def _replace_parameters(self, replaced: dict[nn.Parameter, nn.Parameter]) -> None:
-        """Lets the optimizer, and the gradients' exchange between ranks, go on with the parameters that were cut."""
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
-            for old in replaced:
-                optimizer.state.pop(old, None)
-        strategy: Any = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy):
-            strategy.model = self
-            strategy.configure_ddp()
+            replace_parameters(self, replaced)
 
     def _measured(self) -> Any:
         """What the network has to lose; of the original one, so that it does not depend on when it is asked for."""
@@ -269,20 +263,6 @@ class PruneAndFinetune(Compression):
         if self.pruning.criterion != "taylor":
             return None
         return loss_gradients(self.model, self._data.calibration_loader(self.calibration_samples))
-
-    def _on_rank_zero(self, decide: Callable[[], T]) -> T:
-        """What rank zero decides, on all ranks; a UserError there is raised on all, too."""
-        answer: T | None = None
-        error: str | None = None
-        if self.global_rank == 0:
-            try:
-                answer = decide()
-            except UserError as problem:
-                error = str(problem)
-        answer, error = self.trainer.strategy.broadcast((answer, error))
-        if error is not None:
-            raise UserError(error)
-        return cast(T, answer)
 
     # Masks -------------------------------------------------------------------------------------------------------
 
@@ -307,13 +287,7 @@ class PruneAndFinetune(Compression):
         """Raises UserError for settings that cannot work together."""
         if self.schedule == "one_shot":
             return
-        if self.updates < 2:
-            raise UserError(f"schedule_steps is {self.updates}; it must be at least 2, or the schedule one_shot")
-        if not 0 <= self.begin < self.end < 1:
-            raise UserError(
-                f"the schedule goes from {self.begin:g} to {self.end:g} of the training; "
-                "it must be 0 <= schedule_begin < schedule_end < 1"
-            )
+        check_window(self.updates, self.begin, self.end)
         if isinstance(self.pruning, ChannelPruning) and self._student_layers:
             raise UserError(
                 f"losses on the layers {', '.join(self._student_layers)} need their widths to stay as they are: "
@@ -335,23 +309,13 @@ class PruneAndFinetune(Compression):
         total = self.steps_in(trainer.max_epochs, trainer.max_steps)
         per_epoch = self.steps_in(1)
         self._update_at = update_steps(total, self.begin, self.end, self.updates)
-        last_validation = total
-        if trainer.check_val_every_n_epoch and trainer.limit_val_batches:
-            last_validation = min(total, _last_multiple(math.ceil(total / per_epoch), trainer) * per_epoch) or total
         last = self._update_at[-1]
         if isinstance(self.pruning, ChannelPruning):
             self._update_at = [math.ceil(step / per_epoch) for step in self._update_at]
             last = self._update_at[-1] * per_epoch
-        if last >= last_validation and not trainer.fast_dev_run:
-            raise UserError(
-                f"the schedule would end at step {last}, but the last validation is after step {last_validation}: "
-                "train for more epochs, or lower schedule_end"
-            )
-
-
-def _last_multiple(epochs: int, trainer: Any) -> int:
-    """Number of the last epoch that is validated, from 1; 0 if there is none."""
-    return epochs // trainer.check_val_every_n_epoch * trainer.check_val_every_n_epoch
+        every = trainer.check_val_every_n_epoch if trainer.limit_val_batches else None
+        if not trainer.fast_dev_run:
+            check_end(last, last_validation(total, per_epoch, every))
 
 
 def _default(value: Any, default: Any) -> Any:

@@ -14,7 +14,7 @@ from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.projection import project
 from compresslens.attacks.refine import refine as refine_search
 from compresslens.attacks.result import NEVER, AttackResult
-from compresslens.attacks.search import Observer, Search, forward_rows
+from compresslens.attacks.search import Observer, Search, forward_rows, logits_in_chunks
 from compresslens.attacks.state import attackable
 
 Solver = Literal["projection", "adam"]
@@ -57,8 +57,8 @@ def carlini_wagner_l2(
         solver: "projection" linearizes the margin step by step (see `compresslens.attacks.projection`): nearest
             adversarials, for distances. "adam" is the paper's own way (see `compresslens.attacks.adam`): for the
             question of what the attack costs.
-        evaluations: gradient evaluations per image that the projection may spend, at least 1; 100 is worth it where
-            the last percent matters.
+        evaluations: gradient evaluations per image that the projection may spend, at least 1. 100 find
+            adversarials that are 0.5 % nearer, and 2 % on adversarially trained networks.
         schedule: of Adam. "fast": up to six values of c, each image stops when it stands still. "paper": nine times
             1,000 steps from c = 0.001.
         space: of Adam's variables: "box" (pixels, clipped) or "tanh" (the paper's change of variables). None: "box",
@@ -83,17 +83,24 @@ def carlini_wagner_l2(
         check_labels("targets", targets, images)
         if bool((targets == labels).any()):
             raise ValueError("a target is the label itself; a targeted attack needs another class")
+    targeted = targets is not None
+    space = space or ("tanh" if schedule == "paper" else "box")
     with attackable(network):
-        images, labels = _plain(images).contiguous(), _plain(labels)  # results must be laid out as what was verified
+        images, labels = _plain(images).contiguous(), _plain(labels)  # laid out as what is verified
         aims = labels if targets is None else _plain(targets)
         result = _nothing(images)
-        pending = _pending(network, images, labels, aims, targets is not None, confidence, chunk_size, result)
-        for numbers in _chunks(pending, chunk_size):
+        if len(images) == 0:
+            return result
+        logits = logits_in_chunks(network, images, chunk_size)
+        _check_classes(logits, {"labels": labels, "targets": aims})
+        _enter(result, is_adversarial(_margins(logits, aims, targeted), confidence))
+        pending = torch.nonzero(~result.success)[:, 0]
+        for numbers in pending.split(chunk_size) if len(pending) else ():
             search = Search(
                 network,
                 images[numbers],
                 aims[numbers],
-                targeted=targets is not None,
+                targeted=targeted,
                 confidence=confidence,
                 observe=observe,
                 numbers=numbers,
@@ -101,7 +108,6 @@ def carlini_wagner_l2(
             if solver == "projection":
                 project(search, evaluations)
             else:
-                space = space or ("tanh" if schedule == "paper" else "box")
                 minimize(search, PLANS[schedule, space], space)
             if refine:
                 refine_search(search, refine)
@@ -112,10 +118,6 @@ def carlini_wagner_l2(
 def _plain(tensor: Tensor) -> Tensor:
     """Without history, and usable in autograd even if it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _chunks(numbers: Tensor, size: int) -> tuple[Tensor, ...]:
-    return numbers.split(size) if len(numbers) else ()
 
 
 def _nothing(images: Tensor) -> AttackResult:
@@ -129,31 +131,24 @@ def _nothing(images: Tensor) -> AttackResult:
     )
 
 
-def _pending(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    aims: Tensor,
-    targeted: bool,
-    confidence: float,
-    chunk_size: int,
-    result: AttackResult,
-) -> Tensor:
-    """Enters the images whose aim is reached without any attack; returns the numbers of the others."""
-    for numbers in _chunks(torch.arange(len(images), device=images.device), chunk_size):
-        with torch.no_grad():
-            logits = forward_rows(network, images[numbers])
-        check_logits(logits, numbers)
-        for name, classes in (("labels", labels), ("targets", aims)):
-            if int(classes.max()) >= logits.shape[1]:
-                raise ValueError(f"{name} go up to {int(classes.max())} but the network has {logits.shape[1]} classes")
-        margins = margin(logits, aims[numbers])
-        reached = is_adversarial(-margins if targeted else margins, confidence)
-        done = numbers[reached]
-        result.success[done] = True
-        result.l2[done] = 0.0
-        result.first_success[done] = 0
-    return torch.nonzero(~result.success)[:, 0]
+def _margins(logits: Tensor, aims: Tensor, targeted: bool) -> Tensor:
+    """Negative where the attack has reached its aim."""
+    margins = margin(logits, aims)
+    return -margins if targeted else margins
+
+
+def _check_classes(logits: Tensor, classes: dict[str, Tensor]) -> None:
+    check_logits(logits, torch.arange(len(logits)))
+    for name, numbers in classes.items():
+        if int(numbers.max()) >= logits.shape[1]:
+            raise ValueError(f"{name} go up to {int(numbers.max())} but the network has {logits.shape[1]} classes")
+
+
+def _enter(result: AttackResult, reached: Tensor) -> None:
+    """Enters the images (N bool) whose aim is reached without any attack."""
+    result.success[reached] = True
+    result.l2[reached] = 0.0
+    result.first_success[reached] = 0
 
 
 def _write(result: AttackResult, numbers: Tensor, search: Search) -> None:
@@ -167,8 +162,8 @@ def _write(result: AttackResult, numbers: Tensor, search: Search) -> None:
         points = torch.clamp(search.images + factor * offsets, 0, 1) if factor > 1 else search.best
         with torch.no_grad():
             logits = forward_rows(search.network, points.view(-1, *search.shape))
-        margins = margin(logits, search.labels)
-        confirmed = left & is_adversarial(-margins if search.targeted else margins, search.confidence)
+        margins = _margins(logits, search.labels, search.targeted)
+        confirmed = left & is_adversarial(margins, search.confidence)
         rows = numbers[confirmed]
         result.adversarials[rows] = points[confirmed].view(-1, *search.shape)
         result.success[rows] = True

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +21,7 @@ from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.search import forward_rows
 from compresslens.attacks.state import attackable
 from compresslens.errors import UserError
+from compresslens.random_state import seeded
 
 WRAPPERS = ("LGV", "MultiAttack")  # train the network, or combine attacks: not attacks on one network
 MIN_CLASSES = {"APGDT": 4}  # its loss compares with the third and fourth largest logits
@@ -189,18 +186,3 @@ def _enter(result: AttackResult, numbers: Tensor, stand_in: StandIn, found: Tens
     # an adversarial that the attack itself never looked at, such as a last step, was found at the end
     first = torch.where(stand_in.first == NEVER, stand_in.evaluations, stand_in.first)
     result.first_success[rows] = first[fooled]
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within the block torch, numpy and Python draw from a seed; afterwards their random states are put back."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compresslens.attacks.margin import UNTARGETED, is_adversarial, lane_margin, margin
 from compresslens.attacks.result import NEVER, Evaluation
+from compresslens.attacks.state import attackable
 
 Observer = Callable[[Evaluation], None]
 MIN_ROWS = 16  # of a network call; smaller ones use CPU kernels that sum in another order
@@ -21,6 +22,12 @@ def forward_rows(network: nn.Module, images: Tensor) -> Tensor:
         images = torch.cat([images, images[:1].detach().expand(MIN_ROWS - count, *images.shape[1:])])
     logits = network(images)[:count]
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def logits_in_chunks(network: nn.Module, images: Tensor, chunk_size: int = 64) -> Tensor:
+    """Logits N×C of at least one image, in eval mode and without autograd; the network is left as it was."""
+    with attackable(network), torch.no_grad():
+        return torch.cat([forward_rows(network, part) for part in images.split(chunk_size)])
 
 
 class Search:

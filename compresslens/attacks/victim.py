@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from compresslens.attacks.artefact import attack_artefact
 from compresslens.attacks.carlini_wagner import carlini_wagner_l2
 from compresslens.attacks.result import AttackResult
-from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
+from compresslens.attacks.search import logits_in_chunks
 from compresslens.export.ready import is_int8, is_rounded
 
 REFINEMENT = 60  # steps where activations are rounded
@@ -103,6 +102,6 @@ class Victim:
 
 def predict(network: nn.Module, images: Tensor, chunk_size: int = 64) -> Tensor:
     """Predicted classes N of images N×C×H×W, in float32 and eval mode, each independent of the other images."""
-    with attackable(network), torch.no_grad():
-        parts = [forward_rows(network, chunk).argmax(1) for chunk in images.split(chunk_size) if len(chunk)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=images.device)
+    if len(images) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=images.device)
+    return logits_in_chunks(network, images, chunk_size).argmax(1)

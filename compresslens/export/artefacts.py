@@ -130,21 +130,15 @@ def export_model(
     with ThreadPoolExecutor(1) as helper:  # deflating takes longer than writing, and waits for nothing
         for name in formats:
             path = folder / FILES[name]
-            checked = adapted = rejected = None
-            if name == "onnx" and is_int8(network):
-                adapted = False
-                if calibration is not None:
-                    export_onnx(for_runtimes(deployed, calibration), path, image_size)
-                    checked = _compare(name, path, images, expected)
-                    adapted = _is_kept(path, checked, tolerance)
-                    rejected = None if adapted else checked
+            checked = rejected = None
+            adapted = False if name == "onnx" and is_int8(network) else None
+            if adapted is not None and calibration is not None:
+                export_onnx(for_runtimes(deployed, calibration), path, image_size)
+                checked = _compare(name, path, images, expected)
+                adapted = _is_kept(path, checked, tolerance)
+                rejected = None if adapted else checked
             if not adapted:
-                if name == "onnx":
-                    export_onnx(graph, path, image_size)
-                elif name == "torch_export":
-                    export_torch(graph, path, image_size)
-                else:
-                    export_safetensors(network, folder, class_names, deployed)
+                _write(name, path, network, deployed, graph, image_size, class_names)
                 checked = _compare(name, path, images, expected)
                 _demand(name, path, checked, tolerance)
             written[name] = path, (checked, adapted, rejected), helper.submit(deflated_bytes, path)
@@ -157,6 +151,23 @@ def export_model(
 def deflated_bytes(path: Path) -> int:
     """Size of a file after deflate (zlib, level 6)."""
     return len(zlib.compress(path.read_bytes(), DEFLATE_LEVEL))
+
+
+def _write(
+    name: str,
+    path: Path,
+    network: nn.Module,
+    deployed: nn.Module,
+    graph: Any,
+    image_size: int,
+    class_names: list[str] | None,
+) -> None:
+    if name == "onnx":
+        export_onnx(graph, path, image_size)
+    elif name == "torch_export":
+        export_torch(graph, path, image_size)
+    else:
+        export_safetensors(network, path.parent, class_names, deployed)
 
 
 def _compare(name: str, path: Path, images: Tensor | None, expected: Tensor | None) -> Parity | None:

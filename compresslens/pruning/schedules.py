@@ -7,6 +7,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal
 
+from compresslens.errors import UserError
+
 Schedule = Literal["one_shot", "iterative", "cubic"]
 
 
@@ -46,3 +48,37 @@ def update_steps(total: int, begin: float, end: float, updates: int) -> list[int
 def updates_due(step: int, steps: Sequence[int]) -> int:
     """How many updates must have taken place before that step; `steps` ascending, from :func:`update_steps`."""
     return bisect_right(steps, step)
+
+
+def check_window(updates: int, begin: float, end: float) -> None:
+    """Raises UserError unless a gradual schedule can go from `begin` to `end` (fractions of the training) so."""
+    if updates < 2:
+        raise UserError(f"schedule_steps is {updates}; it must be at least 2, or the schedule one_shot")
+    if not 0 <= begin < end < 1:
+        raise UserError(
+            f"the schedule goes from {begin:g} to {end:g} of the training; "
+            "it must be 0 <= schedule_begin < schedule_end < 1"
+        )
+
+
+def last_validation(total: int, per_epoch: int, every: int | None) -> int:
+    """The step after which the network is validated for the last time.
+
+    Args:
+        total: steps of the whole training.
+        per_epoch: steps of an epoch.
+        every: number of epochs from one validation to the next; None: not by epochs, so that the end counts.
+    """
+    if not every:
+        return total
+    epochs = math.ceil(total / per_epoch) // every * every
+    return min(total, epochs * per_epoch) or total
+
+
+def check_end(last: int, validation: int) -> None:
+    """Raises UserError unless the last update comes before the step of the last validation."""
+    if last >= validation:
+        raise UserError(
+            f"the schedule would end at step {last}, but the last validation is after step {validation}: "
+            "train for more epochs, or lower schedule_end"
+        )

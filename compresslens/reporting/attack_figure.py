@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compresslens.attacks.robustness import success_band, success_curve
-from compresslens.reporting.curves_figure import BLUE, VERMILION
+from compresslens.reporting.palette import BLUE, VERMILION
 
 Floats = npt.NDArray[Any]
 FACTORS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compresslens import runs
+from compresslens.reporting.palette import BLUE, GREY, VERMILION
 
-# Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#7F7F7F"
 TRAIN_LOSS = ("train/loss", "train/loss_step", "train/loss_epoch")
 TRAIN_ACCURACY = ("train/top1", "train/accuracy", "train/acc")
 SMOOTHING_SHARE = 0.05  # width of the moving average, as a share of the points

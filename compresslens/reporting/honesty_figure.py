@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from compresslens.attacks.honesty.check import AXES, Check, Curve
+from compresslens.reporting.palette import BLUE, GREEN, GREY, PURPLE, VERMILION
 
-# Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
-BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F"
 VERDICT_COLOURS = {"pass": GREEN, "warn": "#8A6500", "fail": VERMILION, "skipped": GREY}
 STYLES = ((BLUE, "-", "o"), (VERMILION, "--", "D"), (PURPLE, ":", "s"))
 SHARES = "share"  # axes whose label starts so go from 0 to 100 %

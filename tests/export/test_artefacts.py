@@ -47,7 +47,7 @@ def written(network: PixelNetwork, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def check(folder: Path, network: nn.Module) -> None:
+def assert_all_compute(folder: Path, network: nn.Module) -> None:
     """Each artefact computes what the network computes, whatever the batch."""
     for count in BATCHES:
         batch = images(count)
@@ -61,13 +61,14 @@ def check(folder: Path, network: nn.Module) -> None:
 
 
 def test_plain(written: Path, network: PixelNetwork) -> None:
-    check(written, network)
+    assert_all_compute(written, network)
+    assert {path.name for path in written.iterdir()} >= set(artefacts.FILES.values())
 
 
 def test_changed_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = narrowed(monkeypatch).eval()
     export_model(changed, tmp_path, SIZE, images(4))
-    check(tmp_path, changed)
+    assert_all_compute(tmp_path, changed)
     loaded: Any = load_recipe(tmp_path)
     assert loaded.backbone.layer1[0].conv1.out_channels == KEPT
     assert loaded.changes == changed.changes

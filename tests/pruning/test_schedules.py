@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compresslens.pruning.schedules import Schedule, share, update_steps, updates_due
+from compresslens.errors import UserError
+from compresslens.pruning.schedules import (
+    Schedule,
+    check_end,
+    check_window,
+    last_validation,
+    share,
+    update_steps,
+    updates_due,
+)
 from tests.references import pruning as reference
 
 
@@ -51,3 +60,33 @@ def test_when_updates_take_place(arguments: tuple[int, float, float, int], steps
 
 def test_updates_that_are_due() -> None:
     assert [updates_due(step, [2, 3, 3, 6]) for step in range(8)] == [0, 0, 1, 3, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("total", "per_epoch", "every", "expected"),
+    [
+        (100, 10, 1, 100),
+        (100, 10, 3, 90),
+        (95, 10, 1, 95),  # max_steps ends the training within an epoch
+        (95, 10, 3, 90),
+        (20, 10, 3, 20),  # no validation at all: the end counts
+        (100, 10, None, 100),
+    ],
+)
+def test_last_validation(total: int, per_epoch: int, every: int | None, expected: int) -> None:
+    assert last_validation(total, per_epoch, every) == expected
+
+
+@pytest.mark.parametrize(
+    ("updates", "begin", "end", "message"),
+    [(1, 0.0, 0.6, "schedule_steps is 1"), (5, 0.6, 0.6, "from 0.6 to 0.6"), (5, 0.0, 1.0, "from 0 to 1")],
+)
+def test_windows_that_cannot_be(updates: int, begin: float, end: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_window(updates, begin, end)
+
+
+def test_the_last_update_comes_before_the_last_validation() -> None:
+    check_end(89, 90)
+    with pytest.raises(UserError, match="would end at step 90, but the last validation is after step 90"):
+        check_end(90, 90)

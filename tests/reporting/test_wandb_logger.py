@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from compresslens.reporting.wandb_logger import NoExperiment, OfflineFirstWandbLogger
 from compresslens.runs import RUN_DIRECTORY_VARIABLE
+
+T = TypeVar("T")
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 HOST = "name-of-this-machine"
@@ -174,7 +176,7 @@ def test_offline_with_a_warning_without_a_valid_api_key(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
     logger = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
-    one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(2)], f"{message}.*stays offline")
+    assert_one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(2)], f"{message}.*stays offline")
     assert [call["mode"] for call in starts] == ["offline"]
 
 
@@ -216,10 +218,17 @@ def use_in_every_way(logger: OfflineFirstWandbLogger) -> None:
     logger.finish()
 
 
-def one_warning(action: Any, pattern: str) -> None:
+def assert_one_warning(action: Callable[[], T], pattern: str) -> T:
     with pytest.warns(UserWarning, match=pattern) as caught:
-        action()
+        result = action()
     assert len([w for w in caught if issubclass(w.category, UserWarning)]) == 1
+    return result
+
+
+def used(folder: Path) -> OfflineFirstWandbLogger:
+    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    use_in_every_way(logger)
+    return logger
 
 
 def raising(*args: Any, **kwargs: Any) -> Any:
@@ -229,7 +238,8 @@ def raising(*args: Any, **kwargs: Any) -> Any:
 def test_a_failing_init_costs_one_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "init", raising)
     logger = OfflineFirstWandbLogger(save_dir=str(folder))
-    one_warning(lambda: use_in_every_way(logger), "goes on without it: CommError: no route to host")
+    assert_one_warning(lambda: use_in_every_way(logger), "goes on without it: CommError: no route to host")
+    assert isinstance(logger.experiment, NoExperiment)
 
 
 def test_a_failing_log_costs_one_warning(
@@ -237,7 +247,7 @@ def test_a_failing_log_costs_one_warning(
 ) -> None:
     logger = OfflineFirstWandbLogger(save_dir=str(folder))
     monkeypatch.setattr(FakeRun, "log", raising)
-    one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(3)], "no route to host")
+    assert_one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(3)], "no route to host")
     assert isinstance(logger.experiment, NoExperiment)
     assert logger.version is None
 
@@ -249,21 +259,22 @@ def test_an_unreachable_server_leaves_an_offline_run(folder: Path, monkeypatch: 
         wandb, "init", lambda mode, **rest: raising() if mode == "online" else original(mode=mode, **rest)
     )
     logger = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
-    one_warning(lambda: logger.log_metrics({"x": 1.0}, 0), "cannot be reached, the run stays offline")
+    assert_one_warning(lambda: logger.log_metrics({"x": 1.0}, 0), "cannot be reached, the run stays offline")
     logger.finish()
     assert of_kind(records(folder), "history")[0]["item"]["x"] == 1
 
 
 def test_a_read_only_folder_costs_one_warning(folder: Path) -> None:
     (folder / "wandb").write_text("a file where a folder should be")
-    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "goes on without it")
+    logger = assert_one_warning(lambda: used(folder), "goes on without it")
+    assert isinstance(logger.experiment, NoExperiment)
 
 
 def test_disabled_by_the_environment(
     folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "WANDB_MODE=disabled")
+    assert_one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "WANDB_MODE=disabled")
     assert starts == []
     assert list(folder.iterdir()) == []
 
@@ -271,12 +282,14 @@ def test_disabled_by_the_environment(
 def test_without_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "goes on without it")
+    logger = assert_one_warning(lambda: used(folder), "goes on without it")
+    assert isinstance(logger.experiment, NoExperiment)
 
 
 def test_with_a_broken_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "goes on without it")
+    logger = assert_one_warning(lambda: used(folder), "goes on without it")
+    assert isinstance(logger.experiment, NoExperiment)
 
 
 def test_other_ranks_start_nothing(folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,4 +308,6 @@ def test_other_ranks_start_nothing(folder: Path, starts: list[dict[str, Any]], m
 def test_wandb_is_imported_only_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # makes every import fail
     module = runpy.run_path(str(Path(sys.modules[OfflineFirstWandbLogger.__module__].__file__ or "")))
-    module["OfflineFirstWandbLogger"]()
+    logger = module["OfflineFirstWandbLogger"]()
+    assert isinstance(logger, module["WandbLogger"])
+    assert sys.modules["wandb"] is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from compresslens.reporting.metric import finite
 
 AXES = ("L2 distance", "share of images fooled")  # of success curves
 
@@ -53,14 +54,10 @@ class Check:
         return {
             "name": self.name,
             "verdict": self.verdict,
-            "value": _finite(self.value),
-            "threshold": _finite(self.threshold),
+            "value": finite(self.value),
+            "threshold": finite(self.threshold),
             "reason": self.reason,
         }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def skipped(name: str, reason: str, curves: tuple[Curve, ...] = ()) -> Check:

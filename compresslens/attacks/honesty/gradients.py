@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compresslens.attacks.honesty.check import Check, Curve, graded
-from compresslens.attacks.honesty.trace import VANISHED, Trace, useless_curve
+from compresslens.attacks.honesty.trace import Trace, is_useless, useless_curve
 from compresslens.attacks.margin import margin
 from compresslens.attacks.search import forward_rows
 from compresslens.attacks.state import attackable
@@ -51,6 +51,5 @@ def useless_gradients(network: nn.Module, images: Tensor, labels: Tensor, chunk_
                 continue
             (gradient,) = torch.autograd.grad(margins.sum(), inputs, allow_unused=True)
             if gradient is not None:
-                norms = gradient.flatten(1).norm(dim=1)
-                useless[rows] = ~(torch.isfinite(norms) & (norms > VANISHED))
+                useless[rows] = is_useless(gradient.flatten(1).norm(dim=1))
     return useless

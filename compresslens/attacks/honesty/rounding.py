@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from compresslens.attacks.honesty.check import Check, Curve, Verdict, skipped
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.result import AttackResult
-from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
+from compresslens.attacks.search import logits_in_chunks
 
 BEYOND = (0.0, 0.02, 0.05, 0.1)  # further from the image than the least distance
 JUDGED = 0.05  # of these, the one that counts
@@ -56,6 +55,4 @@ def rounding_check(network: nn.Module, images: Tensor, labels: Tensor, white: At
 
 
 def _fooled(network: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
-    with attackable(network), torch.no_grad():
-        logits = [forward_rows(network, part) for part in points.split(64)]
-    return is_adversarial(margin(torch.cat(logits), labels))
+    return is_adversarial(margin(logits_in_chunks(network, points), labels))

@@ -14,8 +14,7 @@ from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.peers import torchattacks_attack
 from compresslens.attacks.ray import ray_search
 from compresslens.attacks.result import AttackResult, least_distance
-from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
+from compresslens.attacks.search import logits_in_chunks
 
 REACH = 1 / 20  # length of a random direction, as a share of √D; the ray search goes from a quarter of it to 30 times
 
@@ -36,8 +35,7 @@ def right_ones(network: nn.Module, images: Tensor, labels: Tensor, chunk_size: i
     check_labels("labels", labels, images)
     if len(images) == 0:
         return images, labels
-    with attackable(network), torch.no_grad():
-        logits = torch.cat([forward_rows(network, part) for part in images.split(chunk_size)])
+    logits = logits_in_chunks(network, images, chunk_size)
     check_logits(logits, torch.arange(len(images), device=images.device))
     right = ~is_adversarial(margin(logits, labels))
     return images[right], labels[right]

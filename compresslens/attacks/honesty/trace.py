@@ -20,6 +20,11 @@ SILENT = 1e-3  # by which a returned distance may exceed the least one observed,
 TENTHS = 10
 
 
+def is_useless(norms: Tensor) -> Tensor:
+    """Whether gradients of these norms (N) are zero, too small to be squared in float32, or not numbers."""
+    return ~(torch.isfinite(norms) & (norms > VANISHED))
+
+
 class Trace:
     """Keeps the figures of every evaluation of an attack; hand it over as `observe`.
 
@@ -65,8 +70,7 @@ class Trace:
         """Whether the row's gradient is zero, too small to be squared, or not a number."""
         if not self._norms:
             return np.empty(0, np.bool_)
-        norms = torch.cat(self._norms)
-        return (~(torch.isfinite(norms) & (norms > VANISHED))).numpy()
+        return is_useless(torch.cat(self._norms)).numpy()
 
 
 def descent_check(trace: Trace) -> Check:
