@@ -33,7 +33,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         monkeypatch.setenv(name, str(tmp_path / ".wandb"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     for name in list(os.environ):
-        if name.startswith(("COMPRESSLENS_", "TORCHELASTIC_", "SLURM_")) or name in {
+        if name.startswith(("COMPRESSLENS_", "TORCHELASTIC_", "SLURM_", "PL_")) or name in {
             "RANK",
             "LOCAL_RANK",
             "WORLD_SIZE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,32 @@ class Trainer(pl.Trainer):
         precision: as Lightning's, or "auto": bfloat16 mixed precision where the processor computes with it natively,
             else float32 (bfloat16 in software is many times slower). What was chosen is printed and stands in
             `results.json`.
+        limit_train_batches: as Lightning's, like the others that follow.
+        limit_val_batches: likewise.
+        limit_test_batches: likewise.
+        limit_predict_batches: likewise.
+        overfit_batches: likewise.
+        val_check_interval: likewise.
         options: Lightning's.
     """
 
-    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        precision: _PRECISION_INPUT | Literal["auto"] | None = None,
+        # As Lightning's, but for how they are written: typing caches Union[int, float] and Union[float, int] as one, so
+        # that after any import that made the latter, "1" would be read as 1.0, which is all batches instead of one.
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        options |= {"limit_train_batches": limit_train_batches, "limit_val_batches": limit_val_batches}
+        options |= {"limit_test_batches": limit_test_batches, "limit_predict_batches": limit_predict_batches}
+        options |= {"overfit_batches": overfit_batches, "val_check_interval": val_check_interval}
         if precision == "auto":
             precision = "bf16-mixed" if native_bfloat16(options.get("accelerator", "auto")) else "32-true"
             rank_zero_info(f"precision: {precision} (auto)")

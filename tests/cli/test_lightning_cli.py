@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,26 @@ def test_what_a_moving_average_reports_is_what_its_checkpoint_holds() -> None:
         [pd.read_parquet(Path("runs", name, "latest", "samples.parquet"))] for name in ("ema", "ema_test")
     )
     np.testing.assert_allclose(fitted["margin"], tested["margin"], atol=1e-5)
+
+
+# typing takes the order within a union for no matter, and caches it: what Lightning means by Optional[Union[int, float]]
+# depends on who has written it before.
+IMPORTED_BEFORE = """
+import sys, typing
+class Before:
+    def find_spec(self, name, *_):
+        if name == "pytorch_lightning.trainer.trainer":
+            for forget in typing._cleanups:
+                forget()
+            typing.Optional[typing.Union[float, int]]
+sys.meta_path.insert(0, Before())
+from compresslens.cli import main
+sys.exit(main(["--config", "./tiny.yaml", "--trainer.limit_test_batches=1", "--print_config"]))
+"""
+
+
+def test_one_batch_is_not_all_batches_whatever_was_imported_before() -> None:
+    printed = subprocess.run([sys.executable, "-c", IMPORTED_BEFORE], capture_output=True, text=True, check=True).stdout
+    limit = yaml.safe_load(printed)["trainer"]["limit_test_batches"]
+    assert limit == 1
+    assert isinstance(limit, int)

@@ -43,11 +43,13 @@ def decoupled_kd(
     for ours, theirs, label in zip(_list(student), _list(teacher), _list(labels), strict=True):
         p = softmax([value / temperature for value in theirs])
         q = softmax([value / temperature for value in ours])
-        target_class = kl([p[label], 1 - p[label]], [q[label], 1 - q[label]])
+        # not 1 - p, which loses what is small
+        rest_p, rest_q = (math.fsum(v for number, v in enumerate(d) if number != label) for d in (p, q))
+        target_class = kl([p[label], rest_p], [q[label], rest_q])
         other_p = [value / temperature for number, value in enumerate(theirs) if number != label]
         other_q = [value / temperature for number, value in enumerate(ours) if number != label]
         other_classes = kl(softmax(other_p), softmax(other_q))
-        factor = 1 - p[label] if beta is None else beta
+        factor = rest_p if beta is None else beta
         losses.append(temperature**2 * (alpha * target_class + factor * other_classes))
     return _mean(losses)
 
