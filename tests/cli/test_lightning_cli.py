@@ -257,8 +257,8 @@ def test_what_a_moving_average_reports_is_what_its_checkpoint_holds() -> None:
     np.testing.assert_allclose(fitted["margin"], tested["margin"], atol=1e-5)
 
 
-# typing takes the order within a union for no matter, and caches it: what Lightning means by Optional[Union[int, float]]
-# depends on who has written it before.
+# typing takes the order within a union for no matter, and caches it: what Lightning means by
+# Optional[Union[int, float]] depends on who has written it before.
 IMPORTED_BEFORE = """
 import sys, typing
 class Before:
