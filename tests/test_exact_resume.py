@@ -72,7 +72,7 @@ def name(value: object) -> str | None:
         (recipes.workers, MID_EPOCH),
         (recipes.never_validated, AFTER_FIT),
         (recipes.factorized, MID_EPOCH),
-        (recipes.rounded, MID_EPOCH),
+        pytest.param(recipes.rounded, MID_EPOCH, marks=pytest.mark.slow),
         (recipes.learned_steps, MID_EPOCH),
         (recipes.pruned, MID_EPOCH),
         (recipes.pruned, BETWEEN_EPOCHS),
