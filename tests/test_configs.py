@@ -178,8 +178,8 @@ def shrunk(name: str) -> list[str]:
 
 
 def slow(name: str) -> bool:
-    """Whether a config is much like others: all run on the embedded data, two on each of the rest."""
-    return folder_of(name) != "" and Path(name).stem not in ("baseline_resnet18", "distill_resnet18")
+    """Whether a config is much like others: all run on the embedded data, one (with its teacher) on each of the rest."""
+    return folder_of(name) != "" and Path(name).stem != "distill_resnet18"
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in TRAINED])

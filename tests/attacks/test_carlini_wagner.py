@@ -36,7 +36,7 @@ def curved():
         nn.Flatten(),
         nn.Linear(288, 6),
     )
-    images = (torch.rand(40, 3, 8, 8) * 1.6 - 0.3).clamp(0, 1)
+    images = (torch.rand(24, 3, 8, 8) * 1.6 - 0.3).clamp(0, 1)
     net(images)  # statistics of batch normalization
     net.eval()
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_the_projection_is_not_weaker_than_the_papers_schedule(curved):
 @pytest.mark.parametrize("options", [*SOLVERS, {"refine": 10}])
 def test_the_best_observed_point_is_the_one_returned_and_each_evaluation_is_observed(curved, options):
     net, images, labels = curved
-    least, count = torch.full((40,), torch.inf, dtype=torch.float64), torch.zeros(40, dtype=torch.int64)
+    least, count = torch.full((24,), torch.inf, dtype=torch.float64), torch.zeros(24, dtype=torch.int64)
 
     def observe(evaluation):
         count.index_add_(0, evaluation.samples, torch.ones_like(evaluation.samples))

@@ -262,7 +262,7 @@ def folder(tiny: Path) -> list[str]:
     return ["--data.root=images", "--data.image_size=16", "--data.train_transforms=null", *options]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_corrupt_image(workers: int, folder: list[str]) -> None:
     for name in ("cat", "dog", "owl"):
         Path(f"images/train/{name}/3.jpg").write_bytes(b"no image")

@@ -243,6 +243,7 @@ def test_a_run_that_is_going_on_is_not_resumed(interrupted: Answer) -> None:
 # Moving averages ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_moving_average_reports_is_what_its_checkpoint_holds() -> None:
     average = [{"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}]
     longer = [f"--trainer.callbacks+={json.dumps(average)}", "--trainer.limit_train_batches=12"]

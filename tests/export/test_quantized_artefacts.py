@@ -122,6 +122,7 @@ def test_an_unadapted_graph_that_computes_something_else_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_whether_a_file_was_adapted_is_recorded(twin: PixelNetwork, tmp_path: Path) -> None:
     def recorded(network: nn.Module, calibration: torch.Tensor | None) -> tuple[Any, Any]:
         found = export_model(network, tmp_path, SIZE, images(32), calibration, ("onnx",))

@@ -53,7 +53,13 @@ def test_without_rounding_it_is_the_network() -> None:
     torch.testing.assert_close(twin(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_mobilenetv3_small_minimal_100",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("test_resnet", "test_efficientnet")),
+    ],
+)
 def test_networks_of_timm(name: str) -> None:
     """All convolutions and linear layers are quantized, also those of subclasses, and nothing else changes."""
     network = create_network(name, 5, image_size=64).eval()
