@@ -178,7 +178,7 @@ def shrunk(name: str) -> list[str]:
 
 
 def slow(name: str) -> bool:
-    """Whether a config is much like others: all run on the embedded data, one (with its teacher) on each of the rest."""
+    """Whether a config is much like others: all run on the embedded data, one and its teacher on each of the rest."""
     return folder_of(name) != "" and Path(name).stem != "distill_resnet18"
 
 
