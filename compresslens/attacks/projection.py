@@ -7,6 +7,9 @@ image (tangential) by a share that grows while the point is adversarial and shri
 averaged over the steps. Relatives: DeepFool (Moosavi-Dezfooli et al. 2016), which lacks the pull, and FAB (Croce and
 Hein 2020).
 
+The nearest point of a curved boundary that lies straight ahead is seldom the nearest of all. So the first steps go far
+beyond the boundary, from where the pull finds nearer parts of it: a start that the penalty methods have by themselves.
+
 There is no weight c to be searched, so scaling the logits changes nothing.
 """
 
@@ -21,11 +24,14 @@ from compresslens.attacks.least_norm import dot, least_norm
 from compresslens.attacks.margin import UNTARGETED
 from compresslens.attacks.search import Search
 
-CANDIDATES = 10  # classes of which the gradient is taken before the lanes are chosen
+CANDIDATES = 5  # classes, beside the label, of which the gradient is taken before the lanes are chosen
+SEVERAL = 30  # evaluations from which on there are several lanes and a deep start
+STAGES = {1: (), 2: ((8, 1),), 3: ((8, 2), (10, 1))}  # by number of lanes: (steps of each, how many go on)
 PULL = (0.02, 0.5, 1.0)  # least, first and largest share of the tangential pull
 GROW, SHRINK = 1.2, 0.8  # of that share after an adversarial point, after another
 MOMENTUM = 0.7  # of the averaged gradient: without, the solver collapses
 OVERSHOOT = 0.05  # of the margin, beyond the linearized boundary
+DEEP, DEEP_STEPS = 1.5, 6  # more of it at first, over so many steps less and less, where there are enough to come back
 BEYOND = 1e-4  # the same as a share of the distance, so that converged points end on the far side
 
 
@@ -59,26 +65,28 @@ class Lanes:
 def project(search: Search, evaluations: int) -> None:
     """Spends a number of gradient evaluations on each image of a search.
 
-    Where several classes can be reached, the gradients of up to ten tell which are nearest by linearization; the two or
-    three nearest are followed for eight steps each, the best of them for the rest.
+    Where several classes can be reached, the gradients of up to five tell which are nearest by linearization; two or
+    three are followed for some steps, the best of them for the rest.
 
     Args:
         search: what is found is kept in it.
         evaluations: per image; below 30 there is a single lane, towards whichever class is nearest at each step.
     """
+    deep = DEEP if evaluations >= SEVERAL else 0.0
     against, spent = _choose_classes(search, evaluations)
-    lanes, short, left = against.shape[1], 0, evaluations - spent
-    if lanes > 1:
-        short = 8
-        left -= lanes * short
+    lanes, left, step = against.shape[1], evaluations - spent, 0
     state = _start(search, against)
-    for step in range(short):
-        _step(search, state, step)
-    if lanes > 1:
-        nearest = state.reached.view(-1, lanes).argmin(1)
-        state = state.take(torch.arange(len(search), device=nearest.device) * lanes + nearest)
-    for step in range(short, short + left):
-        _step(search, state, step)
+    for steps, going_on in STAGES[lanes]:
+        for _ in range(steps):
+            _step(search, state, step, OVERSHOOT + deep * max(0.0, 1 - step / DEEP_STEPS))
+            step += 1
+        left -= lanes * steps
+        nearest = state.reached.view(-1, lanes).argsort(dim=1, stable=True)[:, :going_on]
+        first = torch.arange(len(search), device=nearest.device)[:, None] * lanes
+        state, lanes = state.take((first + nearest).flatten()), going_on
+    for _ in range(left):
+        _step(search, state, step, OVERSHOOT + deep * max(0.0, 1 - step / DEEP_STEPS))
+        step += 1
 
 
 def _start(search: Search, against: Tensor) -> Lanes:
@@ -104,11 +112,11 @@ def _choose_classes(search: Search, evaluations: int) -> tuple[Tensor, int]:
     with torch.no_grad():
         logits = search.network(search.images.view(-1, *search.shape)).float()
     others = logits.scatter(1, search.labels[:, None], -torch.inf)
-    lanes = 1 if evaluations < 30 else 2 if evaluations < 60 else 3
+    lanes = 1 if evaluations < SEVERAL else 2 if evaluations < 60 else 3
     lanes = min(lanes, logits.shape[1] - 1)
     if lanes == 1:
         return torch.full_like(search.labels, UNTARGETED)[:, None], 0
-    candidates = others.topk(min(CANDIDATES - 1, logits.shape[1] - 1)).indices
+    candidates = others.topk(min(CANDIDATES, logits.shape[1] - 1)).indices
     classes = torch.cat([search.labels[:, None], candidates], 1)
     logits, gradients = search.class_gradients(everything, search.images, classes)
     directions = gradients[:, 1:] - gradients[:, :1]
@@ -121,8 +129,8 @@ def _choose_classes(search: Search, evaluations: int) -> tuple[Tensor, int]:
     return candidates.gather(1, nearest), classes.shape[1]
 
 
-def _step(search: Search, lanes: Lanes, step: int) -> None:
-    """Evaluates the lanes where they stand, and moves them."""
+def _step(search: Search, lanes: Lanes, step: int, overshoot: float) -> None:
+    """Evaluates the lanes where they stand, and moves them; beyond the boundary by a share of the margin."""
     images, offsets = lanes.images, lanes.offsets
     against = None if search.targeted else lanes.against
     length = offsets.norm(dim=1)
@@ -133,7 +141,7 @@ def _step(search: Search, lanes: Lanes, step: int) -> None:
     squared = dot(normals, normals)
     lanes.pull = (lanes.pull * torch.where(adversarial, GROW, SHRINK)).clamp(PULL[0], PULL[2])
 
-    needed = constraint + OVERSHOOT * constraint.abs() + BEYOND * length * squared.sqrt()
+    needed = constraint + overshoot * constraint.abs() + BEYOND * length * squared.sqrt()
     # adversarial by way of another class than this lane's: no need to go on towards it
     needed = torch.where(adversarial, needed.clamp_max(0), needed)
     lower = -images

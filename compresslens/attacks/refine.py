@@ -14,8 +14,8 @@ import torch
 
 from compresslens.attacks.search import Search
 
-RATE = (0.3, 0.01)  # step along the gradient, as a share of the distance, first and last
-RADIUS = (0.05, 0.002)  # by which the sphere shrinks or grows, first and last
+RATE = (1.0, 0.02)  # step along the gradient, as a share of the distance, first and last
+RADIUS = (0.1, 0.002)  # by which the sphere shrinks or grows, first and last
 
 
 def refine(search: Search, steps: int) -> None:
