@@ -96,6 +96,7 @@ ADV_LIB_CW = partial(adv_lib, attack="carlini_wagner_l2", max_iterations=1000)
 ATTACKS: dict[str, Attack] = {
     "projection_40": Attack("compresslens", partial(ours, evaluations=40), quick=True, networks=EVERYWHERE),
     "projection_100": Attack("compresslens", partial(ours, evaluations=100), quick=True, networks=EVERYWHERE),
+    "projection_60_refine_40": Attack("compresslens", partial(ours, evaluations=60, refine=40), quick=True),
     "projection_40_refine_60": Attack("compresslens", partial(ours, evaluations=40, refine=60), networks=EVERYWHERE),
     "adam": Attack("compresslens", partial(ours, solver="adam")),
     "torchattacks_cw_100": Attack("torchattacks", partial(torchattacks, steps=100), quick=True),

@@ -51,7 +51,7 @@ class Plan:
 PLANS: dict[tuple[Schedule, Space], Plan] = {
     ("paper", "tanh"): Plan(9, 1000, (0.01, 0.01), False, 0, False, 1e-3, 10.0),
     ("paper", "box"): Plan(9, 1000, (0.01, 0.01), False, 0, False, 1e-3, 10.0),
-    ("fast", "box"): Plan(6, 60, (0.3, 0.01), True, 15, True, None, 3.0),
+    ("fast", "box"): Plan(3, 120, (1.0, 0.01), True, 40, True, None, 3.0),
     ("fast", "tanh"): Plan(5, 100, (0.1, 0.005), False, 20, True, None, 3.0),
 }
 

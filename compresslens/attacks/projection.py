@@ -36,30 +36,34 @@ BEYOND = 1e-4  # the same as a share of the distance, so that converged points e
 
 
 @dataclass
-class Lanes:
-    """State of the rows: the image of each, the class it is driven to, where it stands.
+class Lane:
+    """Where each image's way towards one class stands.
+
+    A lane has a row for each image: a network call is no larger than the chunk of images, however many lanes there are.
 
     Attributes:
-        samples: M, the image.
-        against: M, the class.
-        images: M×D.
-        offsets: M×D, perturbation.
-        pull: M, share of the tangential step.
-        normals: M×D, running mean of the normals to the boundary, not yet divided by its weights' sum.
-        reached: M, least distance of an adversarial point of this lane.
+        against: N, the class.
+        lower: N×D, least values of the perturbation; its largest are 1 more.
+        offsets: N×D, perturbation.
+        pull: N, share of the tangential step.
+        normals: N×D, weighted sum of the normals to the boundary; see `MOMENTUM`.
+        reached: N, least distance of an adversarial point of this lane.
     """
 
-    samples: Tensor
     against: Tensor
-    images: Tensor
+    lower: Tensor
     offsets: Tensor
     pull: Tensor
     normals: Tensor
     reached: Tensor
 
-    def take(self, rows: Tensor) -> Lanes:
-        """Some of the lanes."""
-        return Lanes(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+    @staticmethod
+    def best(lanes: list[Lane], count: int) -> list[Lane]:
+        """The lanes that have reached nearest, image by image."""
+        order = torch.stack([lane.reached for lane in lanes]).argsort(dim=0, stable=True)
+        rows = torch.arange(order.shape[1], device=order.device)
+        fields = [torch.stack([getattr(lane, name) for lane in lanes]) for name in Lane.__dataclass_fields__]
+        return [Lane(*(field[order[place], rows] for field in fields)) for place in range(count)]
 
 
 def project(search: Search, evaluations: int) -> None:
@@ -74,33 +78,28 @@ def project(search: Search, evaluations: int) -> None:
     """
     deep = DEEP if evaluations >= SEVERAL else 0.0
     against, spent = _choose_classes(search, evaluations)
-    lanes, left, step = against.shape[1], evaluations - spent, 0
-    state = _start(search, against)
-    for steps, going_on in STAGES[lanes]:
-        for _ in range(steps):
-            _step(search, state, step, OVERSHOOT + deep * max(0.0, 1 - step / DEEP_STEPS))
+    lanes = [_start(search, classes) for classes in against.unbind(1)]
+    left, step = evaluations - spent, 0
+    for steps, going_on in (*STAGES[len(lanes)], (left, 1)):
+        for _ in range(min(steps, left // len(lanes))):
+            overshoot = OVERSHOOT + deep * max(0.0, 1 - step / DEEP_STEPS)
+            for lane in lanes:
+                _step(search, lane, step, overshoot)
+            left -= len(lanes)
             step += 1
-        left -= lanes * steps
-        nearest = state.reached.view(-1, lanes).argsort(dim=1, stable=True)[:, :going_on]
-        first = torch.arange(len(search), device=nearest.device)[:, None] * lanes
-        state, lanes = state.take((first + nearest).flatten()), going_on
-    for _ in range(left):
-        _step(search, state, step, OVERSHOOT + deep * max(0.0, 1 - step / DEEP_STEPS))
-        step += 1
+        if going_on < len(lanes):
+            lanes = Lane.best(lanes, going_on)
 
 
-def _start(search: Search, against: Tensor) -> Lanes:
-    count, lanes = against.shape
-    samples = torch.arange(count, device=against.device).repeat_interleave(lanes)
-    zeros = search.images.new_zeros(len(samples), search.images.shape[1])
-    return Lanes(
-        samples=samples,
-        against=against.reshape(-1),
-        images=search.images[samples],
+def _start(search: Search, against: Tensor) -> Lane:
+    zeros = torch.zeros_like(search.images)
+    return Lane(
+        against=against,
+        lower=-search.images,
         offsets=zeros,
-        pull=search.images.new_full((len(samples),), PULL[1]),
+        pull=torch.full_like(search.distance, PULL[1]),
         normals=zeros.clone(),
-        reached=search.images.new_full((len(samples),), torch.inf),
+        reached=torch.full_like(search.distance, torch.inf),
     )
 
 
@@ -129,27 +128,25 @@ def _choose_classes(search: Search, evaluations: int) -> tuple[Tensor, int]:
     return candidates.gather(1, nearest), classes.shape[1]
 
 
-def _step(search: Search, lanes: Lanes, step: int, overshoot: float) -> None:
-    """Evaluates the lanes where they stand, and moves them; beyond the boundary by a share of the margin."""
-    images, offsets = lanes.images, lanes.offsets
-    against = None if search.targeted else lanes.against
+def _step(search: Search, lane: Lane, step: int, overshoot: float) -> None:
+    """Evaluates a lane where it stands, and moves it; beyond the boundary by a share of the margin."""
+    offsets, lower, upper = lane.offsets, lane.lower, 1 + lane.lower
     length = offsets.norm(dim=1)
-    constraint, gradients, adversarial = search.evaluate(lanes.samples, images + offsets, length, against)
-    lanes.reached = torch.where(adversarial, torch.minimum(lanes.reached, length), lanes.reached)
-    lanes.normals.mul_(MOMENTUM).sub_(gradients, alpha=1 - MOMENTUM)
-    normals = lanes.normals / (1 - MOMENTUM ** (step + 1))
+    everything = torch.arange(len(search), device=length.device)
+    against = None if search.targeted else lane.against
+    constraint, gradients, adversarial = search.evaluate(everything, offsets - lower, length, against)
+    lane.reached = torch.where(adversarial, torch.minimum(lane.reached, length), lane.reached)
+    normals = lane.normals.mul_(MOMENTUM).sub_(gradients, alpha=1 - MOMENTUM)
     squared = dot(normals, normals)
-    lanes.pull = (lanes.pull * torch.where(adversarial, GROW, SHRINK)).clamp(PULL[0], PULL[2])
+    lane.pull = (lane.pull * torch.where(adversarial, GROW, SHRINK)).clamp(PULL[0], PULL[2])
 
-    needed = constraint + overshoot * constraint.abs() + BEYOND * length * squared.sqrt()
+    # the mean of the normals is their sum divided by this; instead, what is compared with its products is multiplied
+    weight = 1 - MOMENTUM ** (step + 1)
+    needed = weight * (constraint + overshoot * constraint.abs()) + BEYOND * length * squared.sqrt()
     # adversarial by way of another class than this lane's: no need to go on towards it
     needed = torch.where(adversarial, needed.clamp_max(0), needed)
-    lower = -images
-    upper = 1 + lower
-    least = least_norm(normals, dot(normals, offsets) + needed, lower, upper, squared)
+    least = least_norm(normals, (dot(normals, offsets) + needed).clamp_min(0), lower, upper, squared)
     # a negative need is a step back to the boundary
-    sign = torch.where(needed >= 0, 1.0, -1.0).to(needed)
-    step_onto = least_norm(normals * sign[:, None], needed.abs(), lower - offsets, upper - offsets, squared)
-    onto = offsets + step_onto
-    moved = torch.lerp(onto, least, lanes.pull[:, None])
-    lanes.offsets = torch.clamp(moved, lower, upper, out=moved)
+    moved = least_norm(normals, needed, lower - offsets, upper.sub_(offsets), squared).add_(offsets)
+    moved.lerp_(least, lane.pull[:, None])
+    lane.offsets = torch.clamp(moved, lower, 1 + lower, out=moved)

@@ -141,7 +141,7 @@ class Search:
         if not value.requires_grad:  # thresholds, integer arithmetic: there is no way back to the input
             return torch.zeros_like(inputs)
         (gradient,) = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
-        return torch.zeros_like(inputs) if gradient is None else gradient.nan_to_num(0, 0, 0)
+        return torch.zeros_like(inputs) if gradient is None else gradient.nan_to_num_(0, 0, 0)
 
     def _count(self, samples: Tensor) -> None:
         self.evaluations.index_add_(0, samples, torch.ones_like(samples))

@@ -102,9 +102,7 @@ def test_vanished_gradients_are_caught(kind: str) -> None:
 
 def test_gradients_that_mislead_are_caught_by_attacks_that_do_not_use_them() -> None:
     checks = checks_of("misleading")
-    assert checks["gradients"].verdict == checks["unbounded"].verdict == "pass", (
-        "they are there, and it gets out at last"
-    )
+    assert checks["gradients"].verdict == "pass", "they are there"
     assert verdicts(checks, "fail") >= {"noise", "black_box", "transfer"}
     assert panel(list(checks.values()))[0] == "unreliable"
 

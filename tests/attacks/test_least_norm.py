@@ -50,12 +50,18 @@ def test_an_impossible_offset_gives_the_best_corner():
     assert torch.allclose(steps, torch.where(normals > 0, upper, lower))
 
 
-def test_a_zero_normal_and_a_negative_offset_give_no_step():
+def test_a_zero_normal_and_a_zero_offset_give_no_step():
     normals, offsets, lower, upper = problems(6)
     assert (least_norm(torch.zeros_like(normals), offsets, lower, upper) == 0).all()
-    assert (least_norm(normals, -offsets, lower, upper) == 0).all()
+    assert (least_norm(normals, torch.zeros_like(offsets), lower, upper) == 0).all()
 
 
 def test_a_tiny_normal_gives_no_nan():
     normals, offsets, lower, upper = (t.float() for t in problems(7))
     assert torch.isfinite(least_norm(normals * 1e-25, offsets, lower, upper)).all()
+
+
+def test_a_negative_offset_is_a_step_the_other_way():
+    normals, offsets, lower, upper = problems(8)
+    expected = -least_norm(normals, offsets, -upper, -lower)
+    assert torch.equal(least_norm(normals, -offsets, lower, upper), expected)
