@@ -1,0 +1,116 @@
+"""Figures of explainability from the columns of `compresslens.cams.columns`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from compresslens.cams.box_accuracy import max_box_accuracy, pixel_average_precision
+from compresslens.cams.columns import BASELINES, MODEL, REFERENCE, SANITY_SHARES, Columns
+from compresslens.cams.sanity import depends_on_weights
+from compresslens.reporting.metric import Metric, finite
+from compresslens.statistics import bootstrap_interval, paired_difference_interval
+
+LOCALIZATION = ("pointing_game", "energy_in_mask", "max_box_acc_v2")
+SAMPLED = (*LOCALIZATION, "insertion_auc", "deletion_auc")
+
+
+def add_box_accuracy(samples: Columns) -> dict[str, tuple[float, ...]]:
+    """Turns the overlaps into `cam_max_box_acc_v2` of each image; returns the thresholds that are best for all."""
+    thresholds = {}
+    for prefix in (MODEL, REFERENCE, *BASELINES):
+        if f"{prefix}overlaps" in samples:
+            overlaps = torch.from_numpy(samples.pop(f"{prefix}overlaps"))
+            if overlaps.isnan().all():
+                samples[f"{prefix}cam_max_box_acc_v2"] = np.full(len(overlaps), np.nan)
+                continue
+            accuracy = max_box_accuracy(overlaps)
+            samples[f"{prefix}cam_max_box_acc_v2"] = accuracy.per_sample.numpy()
+            thresholds[prefix] = accuracy.thresholds
+    return thresholds
+
+
+def map_metrics(samples: Columns) -> dict[str, Metric]:
+    """The `cam/*` metrics of the columns that are there."""
+    metrics = {}
+    for name in SAMPLED:
+        if f"cam_{name}" in samples:
+            metrics[f"cam/{name}"] = mean_metric(samples[f"cam_{name}"], samples.get(f"reference_cam_{name}"))
+    if "cam_similarity" in samples:
+        metrics["cam/similarity"] = mean_metric(samples["cam_similarity"])
+    return metrics
+
+
+def mean_metric(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64] | None = None) -> Metric:
+    """Mean of the values that are defined, with its interval; beside the reference's mean on the same images."""
+    known = ~np.isnan(values) if others is None else ~np.isnan(values) & ~np.isnan(others)
+    n = int(known.sum())
+    if n == 0:
+        return Metric(math.nan, None, 0)
+    reference = None if others is None else float(others[known].mean())
+    return Metric(float(values[known].mean()), bootstrap_interval(values[known]), n, reference)
+
+
+def mean_summary(values: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Mean, interval and number of the values that are defined, plain."""
+    metric = mean_metric(values).as_json()
+    return {name: metric[name] for name in ("value", "ci95", "n")}
+
+
+def changes(samples: Columns) -> dict[str, Any]:
+    """Model minus reference, in pairs of the same image, with interval: 0 outside of it, and the two differ."""
+    found = {}
+    for name in SAMPLED:
+        if f"reference_cam_{name}" not in samples:
+            continue
+        ours, theirs = samples[f"cam_{name}"], samples[f"reference_cam_{name}"]
+        known = ~np.isnan(ours) & ~np.isnan(theirs)
+        if known.any():
+            interval = paired_difference_interval(ours[known], theirs[known])
+            change = float((ours[known] - theirs[known]).mean())
+            found[name] = {"change": change, "ci95": list(interval), "n": int(known.sum())}
+    return found
+
+
+def similarities(samples: Columns) -> dict[str, Any]:
+    """The measures of similarity, over all images and by which of the two networks is right."""
+    ours, theirs = samples["cam_right"], samples["reference_cam_right"]
+    groups = {"all": np.ones(len(ours), dtype=bool), "both_right": ours & theirs, "only_model_right": ours & ~theirs}
+    groups |= {"only_reference_right": ~ours & theirs, "both_wrong": ~ours & ~theirs}
+    names = {"pearson": "cam_similarity", "ssim": "cam_ssim", "top_area_iou": "cam_top_area_iou"}
+    return {
+        group: {name: mean_summary(samples[column][rows]) for name, column in names.items()}
+        for group, rows in groups.items()
+    }
+
+
+def baselines(samples: Columns) -> dict[str, Any]:
+    """What maps that know nothing score."""
+    return {
+        prefix.rstrip("_"): {name: mean_summary(samples[f"{prefix}cam_{name}"]) for name in LOCALIZATION}
+        for prefix in BASELINES
+    }
+
+
+def average_precision(pixels: Columns) -> dict[str, float | None]:
+    """PxAP of model, reference and baselines."""
+    names = {MODEL: "model", REFERENCE: "reference"} | {prefix: prefix.rstrip("_") for prefix in BASELINES}
+    return {
+        name: finite(float(pixel_average_precision(torch.from_numpy(pixels[f"{prefix}pixels"].sum(0)))))
+        for prefix, name in names.items()
+        if f"{prefix}pixels" in pixels
+    }
+
+
+def sanity(similarities: npt.NDArray[np.float64]) -> dict[str, Any] | None:
+    """Whether shuffling the weights destroys the maps (Adebayo et al. 2018); None if no map could be checked."""
+    known = ~np.isnan(similarities).any(1)
+    if not known.any():
+        return None
+    rows = torch.from_numpy(similarities[known])
+    means = {str(share): float(value) for share, value in zip(SANITY_SHARES, rows.mean(0), strict=True)}
+    return {"rank_correlation": means, "n": len(rows), "depends_on_weights": depends_on_weights(rows[:, -1])}
