@@ -1,6 +1,7 @@
 """Lightning callbacks: probes, results, checkpoints."""
 
 from callbacks.accuracy import Accuracy
+from callbacks.cam import ClassActivationMaps
 from callbacks.carlini_wagner import CarliniWagner
 from callbacks.checkpoint import BestCheckpoint, LastCheckpoint
 from callbacks.curves import Curves
@@ -14,6 +15,7 @@ __all__ = [
     "Accuracy",
     "BestCheckpoint",
     "CarliniWagner",
+    "ClassActivationMaps",
     "Curves",
     "Export",
     "Footprint",

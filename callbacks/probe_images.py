@@ -61,6 +61,7 @@ class Share:
     ) -> None:
         self.dataset = dataset
         self.total = len(indices)
+        self.rank, self.ranks = rank, ranks
         self.positions = np.arange(len(indices))[rank::ranks]
         self.indices = indices[rank::ranks]
         self.device = device
