@@ -97,9 +97,9 @@ def draw_examples(path: Path, examples: Sequence[Example], networks: Sequence[st
     for axis, heading in zip(grid[0], headings, strict=True):
         axis.set_title(heading, fontsize=10)
     of_maps = grid[:, 1 + with_masks : 1 + with_masks + len(networks)]
-    bars = [(shown, of_maps)] + ([(difference, grid[:, -1:])] if len(networks) == 2 else [])
-    for picture, axes in bars:
-        bar = figure.colorbar(picture, ax=axes, location="bottom", shrink=0.8, pad=0.01, aspect=30)
+    bars: list[tuple[Any, Any]] = [(shown, of_maps)] + ([(difference, grid[:, -1:])] if len(networks) == 2 else [])
+    for mappable, axes in bars:
+        bar = figure.colorbar(mappable, ax=axes, location="bottom", shrink=0.8, pad=0.01, aspect=30)
         bar.ax.tick_params(labelsize=8)
     figure.savefig(path, format="png")
 
