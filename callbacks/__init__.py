@@ -10,8 +10,10 @@ from callbacks.footprint import Footprint
 from callbacks.honesty import Honesty
 from callbacks.predictions import Predictions
 from callbacks.results import Results
+from callbacks.tsne import TSNE
 
 __all__ = [
+    "TSNE",
     "Accuracy",
     "BestCheckpoint",
     "CarliniWagner",

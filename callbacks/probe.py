@@ -33,6 +33,7 @@ class Findings:
         details: how it was measured; plain, finite values.
         columns: per-sample values for `samples.parquet`, with the "index" of each sample in its split.
         figures: by file name without its ending: what writes the PNG to the path that it gets.
+        pages: by file name without its ending: what writes the HTML page to the path that it gets.
         verdicts: what is said in words, by the group of metrics that it is about.
     """
 
@@ -40,6 +41,7 @@ class Findings:
     details: dict[str, Any] = field(default_factory=dict)
     columns: Columns = field(default_factory=dict)
     figures: dict[str, Drawing] = field(default_factory=dict)
+    pages: dict[str, Drawing] = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)
 
 
@@ -133,7 +135,7 @@ class Probe(pl.Callback, ABC):
             values = {f"val/{name}": finite(metric.value) for name, metric in findings.metrics.items()}
             module.log_dict({name: value for name, value in values.items() if value is not None}, sync_dist=False)
         if trainer.is_global_zero:
-            self._draw(trainer, findings.figures, f"_epoch{trainer.current_epoch}" if in_fit else "")
+            self._draw(trainer, findings, f"_epoch{trainer.current_epoch}" if in_fit else "")
         if not in_fit:
             results = Results.of(trainer)
             if len(findings.columns.get("index", ())):
@@ -142,10 +144,14 @@ class Probe(pl.Callback, ABC):
             seconds = time.monotonic() - began
             results.record(trainer, self.name, findings.metrics, seconds, findings.details, findings.verdicts)
 
-    def _draw(self, trainer: Any, figures: dict[str, Drawing], ending: str) -> None:
-        for name, draw in figures.items():
-            path = Path(trainer.default_root_dir) / "figures" / f"{name}{ending}.png"
-            runs.write_atomically(path, draw)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(name, [str(path)])
+    def _draw(self, trainer: Any, findings: Findings, ending: str) -> None:
+        folder = Path(trainer.default_root_dir) / "figures"
+        for kind, drawings in (("png", findings.figures), ("html", findings.pages)):
+            for name, draw in drawings.items():
+                path = folder / f"{name}{ending}.{kind}"
+                runs.write_atomically(path, draw)
+                for logger in trainer.loggers:
+                    if kind == "png" and hasattr(logger, "log_image"):
+                        logger.log_image(name, [str(path)])
+                    elif kind == "html" and hasattr(logger, "log_page"):
+                        logger.log_page(f"{name}_page", path)

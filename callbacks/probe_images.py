@@ -78,12 +78,7 @@ class Share:
         The time budget is looked at between the chunks: what is begun is finished, and the first is always begun. Since
         the classes take turns, what was covered when the time was used up is balanced, too.
         """
-        from tqdm import tqdm
-
-        # rich, whose progress bars may be on the screen, holds back what has no end of line
-        screen = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-        options = {"desc": self.title, "unit": "image", "leave": False, "disable": self.title is None, "file": screen}
-        with tqdm(total=len(self), **options) as bar:
+        with progress_bar(self.title, len(self), "image") as bar:
             for start in range(0, len(self), size):
                 if start and time.monotonic() >= self.ends:
                     return
@@ -97,6 +92,15 @@ class Share:
                     masks[0].to(self.device) if masks else None,
                 )
                 bar.update(len(indices))
+
+
+def progress_bar(title: str | None, total: int, unit: str) -> Any:
+    """A progress bar that leaves nothing behind; none without a title."""
+    from tqdm import tqdm
+
+    # rich, whose progress bars may be on the screen, holds back what has no end of line
+    screen = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    return tqdm(total=total, desc=title, unit=unit, leave=False, disable=title is None, file=screen)
 
 
 def in_turn(labels: npt.NDArray[np.int64]) -> Indices:

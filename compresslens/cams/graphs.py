@@ -5,7 +5,7 @@ A graph remembers of each operator which layers it stood in. The output of a lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,11 +66,24 @@ def graph_tap(graph: fx.GraphModule, node: fx.Node) -> Iterator[list[Tensor]]:
         A list which forward passes append that output to, a leaf.
     """
     outputs: list[Tensor] = []
+
+    def start(result: Tensor) -> Tensor:
+        outputs.append(result.detach().requires_grad_())
+        torch.set_grad_enabled(True)
+        return outputs[-1].clone()  # what follows may work in place
+
+    with interpreted(graph, node, start):
+        yield outputs
+
+
+@contextmanager
+def interpreted(graph: fx.GraphModule, node: fx.Node, replace: Callable[[Any], Any]) -> Iterator[None]:
+    """While the block is active, what a node computes is handed to `replace`, and what that returns takes its place."""
     own = graph.__dict__.get("forward")
     # On the instance, in front of the class's: the graph is interpreted, node by node, instead of run as code.
-    graph.forward = lambda *images: _Tapping(graph, node, outputs).run(*images)
+    graph.forward = lambda *images: _Tapping(graph, node, replace).run(*images)
     try:
-        yield outputs
+        yield
     finally:
         del graph.forward
         if own is not None:
@@ -78,18 +91,14 @@ def graph_tap(graph: fx.GraphModule, node: fx.Node) -> Iterator[list[Tensor]]:
 
 
 class _Tapping(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, node: fx.Node, outputs: list[Tensor]) -> None:
+    def __init__(self, graph: fx.GraphModule, node: fx.Node, replace: Callable[[Any], Any]) -> None:
         super().__init__(graph)
         self.node = node
-        self.outputs = outputs
+        self.replace = replace
 
     def run_node(self, node: fx.Node) -> Any:
         result = super().run_node(node)
-        if node is not self.node:
-            return result
-        self.outputs.append(result.detach().requires_grad_())
-        torch.set_grad_enabled(True)
-        return self.outputs[-1].clone()  # what follows may work in place
+        return self.replace(result) if node is self.node else result
 
 
 def _rounded(node: fx.Node) -> fx.Node:

@@ -126,6 +126,18 @@ class OfflineFirstWandbLogger(WandbLogger):
         """Logs a table, see `WandbLogger.log_table`."""
         self._guard(lambda: WandbLogger.log_table(self, *args, **kwargs))
 
+    @rank_zero_only
+    def log_page(self, key: str, path: str | Path) -> None:
+        """Logs an HTML page."""
+
+        def log() -> None:
+            import wandb
+
+            media: dict[str, Any] = {key: wandb.Html(str(path), inject=False)}
+            WandbLogger.log_metrics(self, media)
+
+        self._guard(log)
+
     def watch(self, *args: Any, **kwargs: Any) -> None:
         """Logs gradients, see `wandb.Run.watch`."""
         self._guard(lambda: WandbLogger.watch(self, *args, **kwargs))

@@ -1,0 +1,127 @@
+"""Figures of a network's features and of their t-SNE map, beside its reference's, image by image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compresslens.embeddings.cka import cka_interval, linear_cka
+from compresslens.embeddings.drift import centroid_drift, displacements, geometry_drift
+from compresslens.embeddings.quality import continuity, knn_correct, silhouettes, trustworthiness
+from compresslens.embeddings.tsne import Embedding
+from compresslens.reporting.metric import Metric, finite
+from compresslens.statistics import bootstrap_interval, paired_difference_interval
+
+Columns = dict[str, npt.NDArray[Any]]
+MODEL, REFERENCE = "", "reference_"  # before the names of columns
+METRICS = {"knn_accuracy": "embedding_knn", "silhouette": "embedding_silhouette"}
+METRICS |= {"trustworthiness": "tsne_trustworthiness"}
+MAP_ONLY = ("tsne_knn", "tsne_trustworthiness", "tsne_continuity")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network makes of the images.
+
+    Attributes:
+        features: N×D.
+        predicted: N classes.
+        embedding: the t-SNE map; None if there can be none.
+    """
+
+    features: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.int64]
+    embedding: Embedding | None
+
+
+def feature_columns(prefix: str, seen: Seen, labels: npt.NDArray[np.int64], k: int) -> Columns:
+    """Values per image: of the features, and of the map if there is one."""
+    features = seen.features.astype(np.float64)
+    columns: Columns = {
+        "embedding_knn": knn_correct(features, labels, k).astype(np.float64),
+        "embedding_silhouette": silhouettes(features, labels),
+    }
+    if seen.embedding is not None:
+        positions = seen.embedding.positions
+        columns |= {
+            "tsne_x": positions[:, 0],
+            "tsne_y": positions[:, 1],
+            "tsne_knn": knn_correct(positions, labels, k).astype(np.float64),
+            "tsne_trustworthiness": trustworthiness(features, positions, k),
+            "tsne_continuity": continuity(features, positions, k),
+        }
+    return {f"{prefix}{name}": values for name, values in columns.items()}
+
+
+def displacement_column(model: Seen, reference: Seen) -> Columns:
+    """How far each image lies from where it lies in the reference's map, in units of the maps' RMS radius."""
+    if model.embedding is None or reference.embedding is None:
+        return {}
+    return {"tsne_displacement": displacements(model.embedding.positions, reference.embedding.positions)}
+
+
+def embedding_metrics(samples: Columns, model: Seen, reference: Seen | None) -> dict[str, Metric]:
+    """The `embedding/*` metrics."""
+    metrics = {}
+    for name, column in METRICS.items():
+        if column in samples:
+            metrics[f"embedding/{name}"] = mean_metric(samples[column], samples.get(f"{REFERENCE}{column}"))
+    if reference is not None and len(model.features) > 4:
+        value, interval = linear_cka(model.features, reference.features), None
+        if math.isfinite(value):
+            interval = cka_interval(model.features, reference.features)
+        metrics["embedding/cka"] = Metric(value, interval, len(model.features))
+    return metrics
+
+
+def mean_metric(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64] | None = None) -> Metric:
+    """Mean with its bootstrap interval; NaN where it is not defined for some image."""
+    if not np.isfinite(values).all():
+        return Metric(math.nan, None, len(values))
+    reference = None if others is None or not np.isfinite(others).all() else float(others.mean())
+    return Metric(float(values.mean()), bootstrap_interval(values), len(values), reference)
+
+
+def embedding_details(
+    samples: Columns, model: Seen, reference: Seen | None, labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """What is not a metric of its own: the maps, the changes in pairs of the same image, and how classes moved."""
+    details: dict[str, Any] = {"maps": {}}
+    for prefix, name, seen in ((MODEL, "model", model), (REFERENCE, "reference", reference)):
+        if seen is None or seen.embedding is None:
+            continue
+        of_map: dict[str, Any] = {column: _plain(mean_metric(samples[f"{prefix}{column}"])) for column in MAP_ONLY}
+        of_map |= {"kl_divergence": finite(seen.embedding.kl_divergence), "finished": seen.embedding.finished}
+        of_map |= {"iterations": seen.embedding.iterations, "variance_kept": finite(seen.embedding.variance)}
+        details["maps"][name] = of_map
+    if reference is None:
+        return details
+    details["changes"] = {
+        name: change for name in (*METRICS.values(), *MAP_ONLY[:1]) if (change := _change(samples, name)) is not None
+    }
+    drift = geometry_drift(model.features, reference.features, labels)
+    details["geometry_drift"] = {str(label): finite(value) for label, value in drift.items()}
+    if model.embedding is not None and reference.embedding is not None:
+        moved = centroid_drift(model.embedding.positions, reference.embedding.positions, labels)
+        details["centroid_drift"] = {str(label): finite(value) for label, value in moved.items()}
+        details["displacement"] = _plain(mean_metric(samples["tsne_displacement"]))
+    return details
+
+
+def _change(samples: Columns, name: str) -> dict[str, Any] | None:
+    if f"{REFERENCE}{name}" not in samples or name not in samples:
+        return None
+    ours, theirs = samples[name], samples[f"{REFERENCE}{name}"]
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return None
+    interval = paired_difference_interval(ours, theirs)
+    return {"change": float((ours - theirs).mean()), "ci95": list(interval), "n": len(ours)}
+
+
+def _plain(metric: Metric) -> dict[str, Any]:
+    found = metric.as_json()
+    return {name: found[name] for name in ("value", "ci95", "n")}

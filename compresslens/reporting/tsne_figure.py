@@ -1,0 +1,125 @@
+"""Draws t-SNE maps of the same images side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Okabe and Ito's colours without the yellow, which is too light for dots; classes beyond them differ by their marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+NAMED = 30  # classes at most whose names are in the map
+ROOM = 0.06  # around the map, as a share of its size
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """The map of one network.
+
+    Attributes:
+        name: of the network.
+        positions: N×2.
+        predicted: N classes.
+        knn_accuracy: of the features.
+        trustworthiness: of the map.
+    """
+
+    name: str
+    positions: npt.NDArray[np.float64]
+    predicted: npt.NDArray[np.int64]
+    knn_accuracy: float
+    trustworthiness: float
+
+    @property
+    def quality(self) -> str:
+        """For the title."""
+        return f"kNN accuracy of features {self.knn_accuracy:.3f}, trustworthiness {self.trustworthiness:.3f}"
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps of the same images.
+
+    Attributes:
+        maps: one or two, the reference's first.
+        index: N, of the images in their split.
+        labels: N classes.
+        class_names: of all classes.
+        thumbnails: N×h×w×3 uint8.
+        cka: of the two networks' features; None if there is one network.
+    """
+
+    maps: Sequence[FeatureMap]
+    index: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    class_names: Sequence[str]
+    thumbnails: npt.NDArray[np.uint8]
+    cka: float | None
+
+    @property
+    def title(self) -> str:
+        """Above all."""
+        alike = "" if self.cka is None else f"; CKA of the features {self.cka:.3f}"
+        return f"t-SNE of {len(self.labels)} images' features{alike}"
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom, top of all maps, with some room."""
+        everything = np.concatenate([drawn.positions for drawn in self.maps])
+        low, high = everything.min(0), everything.max(0)
+        room = ROOM * max(float((high - low).max()), 1e-9)
+        return float(low[0] - room), float(high[0] + room), float(low[1] - room), float(high[1] + room)
+
+
+def style(place: int) -> tuple[str, str]:
+    """Colour and marker of a class, by its place among the classes."""
+    return COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
+
+
+def draw_maps(path: Path, maps: Maps) -> None:
+    """Maps with the same axes and colours; what a network gets wrong has a ring.
+
+    Args:
+        path: the PNG.
+        maps: see there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    classes = np.unique(maps.labels)
+    figure = Figure(figsize=(6.2 * len(maps.maps), 7.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(maps.title, fontsize=14)
+    panels: Any = figure.subplots(1, len(maps.maps), sharex=True, sharey=True, squeeze=False)[0]
+    left, right, bottom, top = maps.bounds
+    size = float(np.clip(9000 / len(maps.labels), 8, 40))
+    for axes, drawn in zip(panels, maps.maps, strict=True):
+        for place, label in enumerate(classes):
+            rows = maps.labels == label
+            colour, marker = style(place)
+            axes.scatter(*drawn.positions[rows].T, s=size, c=colour, marker=marker, alpha=0.7, linewidths=0)
+        wrong = drawn.predicted != maps.labels
+        axes.scatter(*drawn.positions[wrong].T, s=3.5 * size, facecolors="none", edgecolors="#222222", linewidths=0.9)
+        if len(classes) <= NAMED:
+            for label in classes:
+                middle = np.median(drawn.positions[maps.labels == label], axis=0)
+                box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+                name = maps.class_names[label].split(",")[0][:18]
+                axes.text(*middle, name, ha="center", va="center", fontsize=10, bbox=box)
+        axes.set_title(f"{drawn.name}\n{drawn.quality}", fontsize=11)
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(f"{int(wrong.sum())} of {len(wrong)} misclassified", fontsize=10)
+        axes.spines[:].set_color("#BBBBBB")
+    ring = Line2D([], [], marker="o", linestyle="none", markerfacecolor="none", markeredgecolor="#222222", markersize=9)
+    figure.legend([ring], ["misclassified"], loc="outside lower center", frameon=False, fontsize=10)
+    figure.savefig(path, format="png")
