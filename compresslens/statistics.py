@@ -1,14 +1,16 @@
-"""Confidence intervals and calibration of per-sample results."""
+"""Confidence intervals, paired tests and calibration of per-sample results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest, wilcoxon
+from scipy.stats import t as student
 
 Interval = tuple[float, float]
 _CHUNK = 2**22  # random numbers drawn at once
@@ -106,6 +108,122 @@ def paired_difference_interval(
     if first.shape != second.shape:
         raise ValueError(f"a has shape {first.shape} but b has {second.shape}; pairs need the same samples in both")
     return bootstrap_interval(first - second, np.mean, n_resamples, confidence, seed)
+
+
+def seeds_interval(
+    groups: Sequence[ArrayLike], n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of the mean over seeds and samples: hierarchical bootstrap (Saravanan, Berman & Sober 2020).
+
+    Seeds are drawn with replacement, then samples within each. Drawing from S seeds understates their variance by
+    (S - 1) / S, and a few seeds hardly tell it; hence the bootstrap's standard error is used with its share of variance
+    between seeds corrected, and with a quantile of Student's t whose degrees of freedom are Satterthwaite's. With 3
+    seeds that differ, the interval is wide, as it should be.
+
+    Args:
+        groups: of each seed the values of its samples, e.g. differences between model and reference on the same images;
+            finite, at least one each. A single seed gives :func:`bootstrap_interval`, which says nothing about others.
+        n_resamples: as in :func:`bootstrap_interval`.
+        confidence: as in :func:`bootstrap_interval`.
+        seed: as in :func:`bootstrap_interval`.
+
+    Raises:
+        ValueError: no seeds, or what :func:`bootstrap_interval` refuses.
+    """
+    values = [np.asarray(group, dtype=np.float64) for group in groups]
+    if not values:
+        raise ValueError("there are no seeds")
+    single = [bootstrap_interval(group, np.mean, n_resamples, confidence, seed) for group in values]  # checks them, too
+    if len(values) == 1:
+        return single[0]
+    generator = np.random.default_rng(seed)
+    count = len(values)
+    within = np.array([group.var() / len(group) for group in values])  # the variance that resampling samples gives
+    means = np.array([group.mean() for group in values])
+    drawn = generator.integers(count, size=(n_resamples, count))
+    estimates = means[drawn].mean(1)
+    between = float(estimates.var()) * count / (count - 1)
+    # what differs between the seeds' means contains the samples' variance already; drawing samples anew adds it again
+    of_samples = float(within.mean()) / count
+    variance = max(between, of_samples)
+    if variance == 0:
+        return float(means.mean()), float(means.mean())
+    of_seeds = max(between - of_samples, 0.0)
+    samples = sum(len(group) for group in values)
+    freedom = variance**2 / (of_seeds**2 / (count - 1) + of_samples**2 / max(samples - count, 1) or 1e-300)
+    half = float(student.ppf((1 + confidence) / 2, freedom)) * variance**0.5
+    return float(means.mean()) - half, float(means.mean()) + half
+
+
+def mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
+    """Exact McNemar test (1947) of whether two models are right equally often, on the same samples.
+
+    Args:
+        a: N booleans, whether one model is right.
+        b: the same for the other, in the same order.
+
+    Returns:
+        Two-sided p: of the samples that only one is right on, each is as likely to be right. 1 if there are none.
+
+    Raises:
+        ValueError: different lengths.
+    """
+    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"a has shape {first.shape} but b has {second.shape}; pairs need the same samples in both")
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def wilcoxon_p(a: ArrayLike, b: ArrayLike) -> float:
+    """Wilcoxon's signed rank test (1945, zeros as by Pratt) of whether paired values differ in location.
+
+    Infinite values (attacks that failed) are allowed: they rank above all others; two of them are a tie.
+
+    Args:
+        a: N numbers.
+        b: N numbers, of the same samples.
+
+    Returns:
+        Two-sided p; 1 if no pair differs.
+
+    Raises:
+        ValueError: different lengths, or NaN.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"a has shape {first.shape} but b has {second.shape}; pairs need the same samples in both")
+    if np.isnan(first).any() or np.isnan(second).any():
+        raise ValueError("values contain NaN: leave those pairs out, and say how many")
+    with np.errstate(invalid="ignore"):
+        differences = np.where(np.isinf(first) & (first == second), 0.0, first - second)
+    finite = np.abs(differences[np.isfinite(differences)])
+    beyond = 2 * float(finite.max(initial=0.0)) + 1
+    differences = np.clip(differences, -beyond, beyond)
+    if not differences.any():
+        return 1.0
+    return float(wilcoxon(differences, zero_method="pratt").pvalue)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Adjusted p-values of M tests that are made together (Holm 1979): below 0.05 for any with probability 5 % at most.
+
+    Args:
+        p_values: M numbers in [0, 1].
+
+    Raises:
+        ValueError: not in [0, 1].
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("p-values must be numbers in [0, 1]")
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(steps, 1)
+    return adjusted
 
 
 def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
