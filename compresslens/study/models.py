@@ -131,7 +131,7 @@ class Model:
 
     def detail(self, probe: str) -> list[dict[str, Any]]:
         """How each run measured something, where it did."""
-        found = [run.results["details"].get(probe) for run in self.runs]
+        found = [run.results.get("details", {}).get(probe) for run in self.runs]
         return [details for details in found if details]
 
     def _mean(self, metric: str, part: str) -> float:

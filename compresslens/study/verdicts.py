@@ -74,7 +74,7 @@ def as_hard_to_fool(model: Model, thresholds: Thresholds) -> Verdict:
     """By the distance of the nearest adversarials, against the reference's on the same images."""
     masked = [run.results["metrics"].get("robustness/masking", {}).get("value") for run in model.runs]
     if any(value is not None and value > 0 for value in masked):
-        texts = {run.results["verdicts"].get("robustness", "gradients are masked") for run in model.runs}
+        texts = {run.results.get("verdicts", {}).get("robustness", "gradients are masked") for run in model.runs}
         return Verdict("unreliable figure", "; ".join(sorted(texts)))
     change = model.distance_ratio()
     if change is None:

@@ -1,0 +1,175 @@
+"""The figures of a report, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compresslens.attacks.robustness import success_band, success_curve
+from compresslens.reporting.tsne_figure import COLOURS, MARKERS, style
+
+RADII = 200
+MANY = 40  # classes beyond which a t-SNE map has no names
+
+
+def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple[float, float]], label: str) -> bytes:
+    """Accuracy against what it costs; models that no other beats in both are joined by a line.
+
+    Args:
+        points: cost and top-1 accuracy by the name of the model.
+        references: of the networks that they came from.
+        label: of the cost.
+    """
+    figure, axes = _canvas(6.4, 4.4)
+    for place, (name, (cost, accuracy)) in enumerate(points.items()):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
+        axes.scatter(cost, 100 * accuracy, s=70, color=colour, marker=marker, label=name, zorder=3)
+    for number, (cost, accuracy) in enumerate(references):
+        label_once = "reference" if number == 0 else None
+        axes.scatter(cost, 100 * accuracy, s=90, marker="*", color="#555555", label=label_once, zorder=2)
+    front = pareto_front(list(points.values()) + list(references))
+    axes.plot([cost for cost, _ in front], [100 * accuracy for _, accuracy in front], color="#999999", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.grid(True, which="both", color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (cost, accuracy) that no other beats in one without losing in the other, by their cost."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def success(curves: Mapping[str, npt.NDArray[np.float64]]) -> bytes:
+    """Share of images that are fooled within each distance, by the name of the model, with a bootstrap band."""
+    figure, axes = _canvas(6.4, 4.6)
+    found = np.concatenate([values[np.isfinite(values)] for values in curves.values()])
+    radii = np.linspace(0, 1.02 * float(found.max(initial=1e-9)), RADII)
+    for place, (name, values) in enumerate(curves.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        line = ("-", "--", ":", "-.")[place // len(COLOURS) % 4] if name != "reference" else "--"
+        low, high = success_band(values, radii, n_resamples=300)
+        axes.fill_between(radii, 100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(radii, 100 * success_curve(values, radii), line, color=colour, linewidth=1.8, label=name)
+    axes.set_xlabel("L2 distance of the perturbation (pixels in [0, 1])")
+    axes.set_ylabel("images fooled (%)")
+    axes.set_xlim(0, radii[-1])
+    axes.set_ylim(-1, 101)
+    axes.grid(True, color="#E5E5E5", linewidth=0.7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def maps(
+    positions: Mapping[str, npt.NDArray[np.float64]],
+    labels: Mapping[str, npt.NDArray[np.int64]],
+    wrong: Mapping[str, npt.NDArray[np.bool_]],
+    class_names: Sequence[str],
+) -> bytes:
+    """t-SNE maps side by side, with the same colours and axes.
+
+    Args:
+        positions: N×2 by the name of the model.
+        labels: N, likewise.
+        wrong: N, likewise; those images get a ring.
+        class_names: of all classes; empty: their numbers are shown.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(positions))
+    lines = -(-len(positions) // columns)
+    figure = Figure(figsize=(3.1 * columns, 3.4 * lines), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid: Any = figure.subplots(lines, columns, squeeze=False).flat
+    classes = np.unique(np.concatenate(list(labels.values())))
+    everything = np.concatenate(list(positions.values()))
+    low, high = everything.min(0), everything.max(0)
+    room = 0.05 * max(float((high - low).max()), 1e-9)
+    for axes, name in zip(grid, positions, strict=False):
+        for place, label in enumerate(classes):
+            rows = labels[name] == label
+            if not rows.any():
+                continue
+            colour, marker = style(place)
+            axes.scatter(*positions[name][rows].T, s=7, c=colour, marker=marker, alpha=0.7, linewidths=0)
+            if len(classes) <= MANY:
+                text = class_names[label].split(",")[0][:12] if len(class_names) > label else str(label)
+                axes.text(*np.median(positions[name][rows], axis=0), text, fontsize=7, ha="center", va="center")
+        axes.scatter(*positions[name][wrong[name]].T, s=26, facecolors="none", edgecolors="#222222", linewidths=0.7)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlim(low[0] - room, high[0] + room)
+        axes.set_ylim(low[1] - room, high[1] + room)
+        axes.set_aspect("equal")
+    for axes in grid:
+        axes.set_axis_off()
+    for axes in figure.axes:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return _png(figure)
+
+
+def looks(examples: Mapping[str, Mapping[str, npt.NDArray[Any]]], class_names: Sequence[str]) -> bytes:
+    """The same images, and where each model looks for their class: a row for each model.
+
+    Args:
+        examples: by the name of the model: "index" N, "image" N×H×W×3 uint8, "label" N, "map" N×H×W uint8 and
+            "predicted" N; all of the same images.
+        class_names: of all classes; empty: their numbers are shown.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def named(label: int) -> str:
+        return class_names[label].split(",")[0][:14] if len(class_names) > label else str(label)
+
+    first = next(iter(examples.values()))
+    columns = len(first["index"])
+    figure = Figure(figsize=(1.35 * columns + 1.4, 1.5 * (len(examples) + 1)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid: Any = figure.subplots(len(examples) + 1, columns, squeeze=False)
+    for axes, image, label in zip(grid[0], first["image"], first["label"], strict=True):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(named(int(label)), fontsize=8)
+    for line, (name, found) in zip(grid[1:], examples.items(), strict=True):
+        for axes, image, of_image, label, said in zip(
+            line, found["image"], found["map"], found["label"], found["predicted"], strict=True
+        ):
+            axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.imshow(of_image, cmap="viridis", vmin=0, vmax=255, alpha=0.65)
+            if said != label:
+                axes.set_xlabel(f"says {named(int(said))}", fontsize=7)
+        line[0].set_ylabel(name[:24], fontsize=8, rotation=0, ha="right", va="center")
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
+def _canvas(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

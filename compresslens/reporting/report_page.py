@@ -1,0 +1,220 @@
+"""The report as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compresslens.reporting import report_figures as draw
+from compresslens.study import columns as data_of
+from compresslens.study.claims import slower
+from compresslens.study.models import Model
+
+COLUMNS = (
+    ("accuracy/top1", "top-1"),
+    ("footprint/bytes", "megabytes"),
+    ("footprint/latency_ms", "latency, ms"),
+    ("footprint/speedup", "speed-up"),
+    ("cam/energy_in_mask", "energy on object"),
+    ("cam/pointing_game", "pointing game"),
+    ("cam/grid_pointing", "grid pointing"),
+    ("cam/similarity", "map similarity"),
+    ("embedding/knn_accuracy", "kNN of features"),
+    ("embedding/cka", "CKA"),
+    ("robustness/cw_median_l2", "median L2"),
+    ("robustness/cw_success", "attack success"),
+    ("accuracy/ece", "calibration error"),
+)
+GOOD = {"yes", "harder", "supported"}
+BAD = {"no", "weaker", "easier", "unreliable figure", "contradicted"}
+CLASSES = 10  # that are listed for each model
+GALLERY = 24
+EXAMPLES = 8
+
+
+def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], title: str) -> None:
+    """Writes the page.
+
+    Args:
+        path: the HTML file.
+        content: from `compresslens.study.summary`.
+        models: the same ones.
+        title: of the page.
+    """
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(
+        files("compresslens.reporting").joinpath("report_page.html").read_text(encoding="utf-8")
+    )
+    names = class_names(models)
+    page = template.render(
+        title=title,
+        content=content,
+        columns=[{"metric": metric, "title": heading} for metric, heading in shown(content)],
+        cells={model["name"]: {metric: cell(model, metric) for metric, _ in COLUMNS} for model in content["models"]},
+        figures=figures(content, models, names),
+        costs=[{"name": model.name, **found} for model in models for found in slower(model)[:1]],
+        classes=hurt_classes(models, names),
+        gallery=gallery(models, names),
+        data=json.dumps(content["data"], indent=1),
+        tone=lambda answer: "good" if answer in GOOD else "bad" if answer in BAD else "",
+        minutes=lambda seconds: sum(seconds.values()) / 60,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def shown(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """The columns that any model has a figure for."""
+    return [
+        (metric, heading)
+        for metric, heading in COLUMNS
+        if any(model["metrics"].get(metric, {}).get("value") is not None for model in content["models"])
+    ]
+
+
+def cell(model: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A figure as text, its interval, what it is sorted by, and whether it differs from the reference's."""
+    found = model["metrics"].get(metric)
+    if found is None or found["value"] is None:
+        return {"text": "", "interval": "", "sort": "", "significant": False}
+    name = "robustness/distance_ratio" if metric == "robustness/cw_median_l2" else metric
+    interval = found["ci95"]
+    known = interval is not None and None not in interval
+    return {
+        "text": in_words(metric, found["value"]),
+        "interval": " to ".join(in_words(metric, bound) for bound in interval) if known else "",
+        "sort": repr(found["value"]),
+        "significant": model["changes"].get(name, {}).get("significant", False),
+    }
+
+
+def in_words(metric: str, value: float) -> str:
+    """A figure with the digits that matter."""
+    if metric.startswith("footprint/bytes"):
+        return f"{value / 1e6:.2f}"
+    if metric.startswith("footprint/"):
+        return f"{value:.2f}"
+    return f"{value:.3f}"
+
+
+def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[str]) -> list[dict[str, str]]:
+    """All figures for which there are data, with their captions."""
+    found = []
+    for metric, label in (("footprint/bytes", "megabytes on disk"), ("footprint/latency_ms", "latency, ms (batch 1)")):
+        scale = 1e-6 if metric == "footprint/bytes" else 1.0
+        points = {
+            model.name: (scale * model.value(metric), model.value("accuracy/top1"))
+            for model in models
+            if np.isfinite(model.value(metric)) and np.isfinite(model.value("accuracy/top1"))
+        }
+        if points:
+            references = {
+                (scale * model.reference(metric), model.reference("accuracy/top1"))
+                for model in models
+                if np.isfinite(model.reference(metric))
+            }
+            picture = draw.pareto(points, sorted(references), label)
+            found.append(figure("cost", picture, f"top-1 accuracy against {label}", f"Accuracy against {label}."))
+    looks = common_examples(models)
+    if looks:
+        caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
+        found.append(figure("looks", draw.looks(looks, names), "class activation maps of every model", caption))
+    seen = {model.name: data for model in models if (data := data_of.tsne_map(model)) is not None}
+    reference = next((data for model in models if (data := data_of.tsne_map(model, "reference_")) is not None), None)
+    if seen:
+        if reference is not None:
+            seen = {"reference": reference, **seen}
+        positions, labels, wrong = ({name: data[part] for name, data in seen.items()} for part in range(3))
+        picture = draw.maps(positions, labels, wrong, names)
+        caption = "Each model's map is aligned with its reference's. Rings: misclassified. First seed."
+        found.append(figure("features", picture, "t-SNE maps of every model's features", caption))
+    curves = {model.name: values for model in models if len(values := data_of.distances(model))}
+    if curves:
+        theirs = next((v for model in models if len(v := data_of.distances(model, "reference_"))), None)
+        if theirs is not None:
+            curves = {"reference": theirs, **curves}
+        caption = "Share of the attacked images that are fooled within a distance; bands: 95 % bootstrap interval."
+        found.append(figure("fooled", draw.success(curves), "attack success against distance", caption))
+    return found
+
+
+def figure(place: str, picture: bytes, alt: str, caption: str) -> dict[str, str]:
+    """A figure as the page takes it."""
+    return {"place": place, "address": address(picture, "png"), "alt": alt, "caption": caption}
+
+
+def address(data: bytes, kind: str) -> str:
+    """A picture in an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def common_examples(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+    """The pictures of the images that all models have kept, the first one's reference in front."""
+    kept = {model.name: found for model in models if (found := data_of.examples(model)) is not None}
+    if not kept:
+        return {}
+    common = set.intersection(*(set(found["index"].tolist()) for found in kept.values()))
+    rows: dict[str, dict[str, Any]] = {}
+    for name, found in kept.items():
+        chosen = [place for place, index in enumerate(found["index"].tolist()) if index in common][:EXAMPLES]
+        if not chosen:
+            return {}
+        if "reference_map" in found and "reference" not in rows:
+            theirs = {"map": found["reference_map"], "predicted": found["reference_predicted"]}
+            rows["reference"] = {key: values[chosen] for key, values in {**found, **theirs}.items()}
+        rows[name] = {key: values[chosen] for key, values in found.items()}
+    return rows
+
+
+def class_names(models: Sequence[Model]) -> list[str]:
+    """As the first run that has pictures knows them."""
+    for model in models:
+        found = data_of.examples(model)
+        if found is not None and "class_names" in found:
+            return [str(name) for name in found["class_names"]]
+    return []
+
+
+def hurt_classes(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each model the classes whose accuracy changed most."""
+    found: list[dict[str, Any]] = []
+    for model in models:
+        rows = data_of.per_class(model)
+        for row in rows:
+            row["name"] = names[row["label"]] if len(names) > row["label"] else str(row["label"])
+        if rows:
+            worst = sorted(rows, key=lambda row: -abs(row["change"]))[:CLASSES]
+            found.append({"name": model.name, "rows": sorted(worst, key=lambda row: row["change"])})
+    return found
+
+
+def gallery(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Thumbnails of images that compression lost, as far as a probe has kept them."""
+    from PIL import Image
+
+    stored: dict[int, Any] = {}
+    for model in models:
+        path = model.runs[0].folder / "figures" / "thumbnails.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as arrays:
+                stored |= dict(zip(arrays["index"].tolist(), arrays["thumbnail"], strict=True))
+    found: list[dict[str, Any]] = []
+    for index, row in data_of.hurt(models).iterrows():
+        if index not in stored or len(found) == GALLERY:
+            continue
+        buffer = io.BytesIO()
+        Image.fromarray(stored[index]).save(buffer, "PNG")  # type: ignore[index]
+        label = int(row["label"])
+        name = names[label] if len(names) > label else str(label)
+        found.append(
+            {"index": index, "name": name, "wrong": int(row["wrong"]), "address": address(buffer.getvalue(), "png")}
+        )
+    return found

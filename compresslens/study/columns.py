@@ -1,0 +1,95 @@
+"""What figures and galleries of a report need from the runs' samples and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from compresslens.statistics import holm, mcnemar_p
+from compresslens.study.models import Model
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def distances(model: Model, prefix: str = "") -> npt.NDArray[np.float64]:
+    """C&W distances of the attacked images of all seeds; empty if it was not attacked."""
+    found = []
+    for run in model.runs:
+        samples = run.samples
+        if f"{prefix}cw_l2" in samples and "cw_attacked" in samples:
+            attacked = samples["cw_attacked"].fillna(False).astype(bool)
+            found.append(samples.loc[attacked, f"{prefix}cw_l2"].to_numpy(np.float64))
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def tsne_map(model: Model, prefix: str = "") -> tuple[Any, Any, Any] | None:
+    """Positions N×2, labels and whether misclassified, of the first seed; None if there is no map."""
+    samples = model.runs[0].samples
+    columns = [f"{prefix}tsne_x", f"{prefix}tsne_y"]
+    if not {*columns, "label", f"{prefix}prediction"} <= set(samples.columns):
+        return None
+    rows = samples.dropna(subset=columns)
+    labels = rows["label"].to_numpy(np.int64)
+    return rows[columns].to_numpy(np.float64), labels, rows[f"{prefix}prediction"].to_numpy(np.int64) != labels
+
+
+def examples(model: Model) -> Arrays | None:
+    """The pictures that the class activation map probe of the first seed has kept; None if there are none."""
+    path: Path = model.runs[0].folder / "figures" / "cam_examples.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def per_class(model: Model) -> list[dict[str, Any]]:
+    """Who was hurt: accuracy of each class in model and reference, all seeds together, worst change first.
+
+    McNemar's test for each class, Holm's correction over the classes.
+    """
+    frames = [run.samples for run in model.runs]
+    needed = {"label", "prediction", "reference_prediction"}
+    if not all(needed <= set(frame.columns) for frame in frames):
+        return []
+    frame = pd.concat([frame.dropna(subset=list(needed))[list(needed)] for frame in frames])
+    found = []
+    for label, rows in frame.groupby("label"):
+        ours, theirs = (np.asarray(rows[name] == label) for name in ("prediction", "reference_prediction"))
+        p = mcnemar_p(ours, theirs)
+        accuracies = {"model": float(ours.mean()), "reference": float(theirs.mean())}
+        found.append({"label": int(label), **accuracies, "n": len(rows), "p": p})  # type: ignore[arg-type]
+    adjusted = holm([row["p"] for row in found])
+    for row, p in zip(found, adjusted, strict=True):
+        row["p_adjusted"] = float(p)
+        row["change"] = row["model"] - row["reference"]
+    return sorted(found, key=lambda row: row["change"])
+
+
+def hurt(models: Sequence[Model]) -> pd.DataFrame:
+    """Samples of the first seed that the reference is right on, by how many models are wrong on them.
+
+    Hooker et al. 2019 call the images on which compressed and uncompressed networks disagree pruning identified
+    exemplars.
+
+    Returns:
+        Index: of the sample; columns "label" and "wrong", the number of models; most first.
+    """
+    counts: pd.Series | None = None
+    labels: pd.Series | None = None
+    for model in models:
+        samples = model.runs[0].samples
+        if not {"label", "prediction", "reference_prediction"} <= set(samples.columns):
+            continue
+        rows = samples.dropna(subset=["label", "prediction", "reference_prediction"])
+        lost = ((rows["prediction"] != rows["label"]) & (rows["reference_prediction"] == rows["label"])).astype(int)
+        counts = lost if counts is None else counts.add(lost, fill_value=0)
+        labels = rows["label"] if labels is None else labels.combine_first(rows["label"])
+    if counts is None or labels is None:
+        return pd.DataFrame({"label": [], "wrong": []})
+    found = pd.DataFrame({"label": labels.reindex(counts.index).astype(int), "wrong": counts.astype(int)})
+    return found[found["wrong"] > 0].sort_values("wrong", ascending=False, kind="stable")
