@@ -42,7 +42,7 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
 def shipped_configs() -> list[str]:
     """Names of the experiments below `configs/`, without what they have in common."""
     paths = (path.relative_to(CONFIG_DIRECTORY) for path in CONFIG_DIRECTORY.rglob("*.yaml"))
-    return sorted(path.as_posix() for path in paths if path.parts[0] != "base")
+    return sorted(path.as_posix() for path in paths if path.parts[0] not in ("base", "studies"))
 
 
 def run_name(path: Path) -> str:
