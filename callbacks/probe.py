@@ -7,9 +7,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 
 from callbacks.accuracy import Columns
@@ -34,6 +36,7 @@ class Findings:
         columns: per-sample values for `samples.parquet`, with the "index" of each sample in its split.
         figures: by file name without its ending: what writes the PNG to the path that it gets.
         pages: by file name without its ending: what writes the HTML page to the path that it gets.
+        arrays: by file name without its ending: what later reports draw from, arrays by name; stored as `.npz`.
         verdicts: what is said in words, by the group of metrics that it is about.
     """
 
@@ -42,6 +45,7 @@ class Findings:
     columns: Columns = field(default_factory=dict)
     figures: dict[str, Drawing] = field(default_factory=dict)
     pages: dict[str, Drawing] = field(default_factory=dict)
+    arrays: dict[str, Columns] = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)
 
 
@@ -146,6 +150,8 @@ class Probe(pl.Callback, ABC):
 
     def _draw(self, trainer: Any, findings: Findings, ending: str) -> None:
         folder = Path(trainer.default_root_dir) / "figures"
+        for name, arrays in findings.arrays.items():
+            runs.write_atomically(folder / f"{name}{ending}.npz", partial(_write_arrays, arrays=arrays))
         for kind, drawings in (("png", findings.figures), ("html", findings.pages)):
             for name, draw in drawings.items():
                 path = folder / f"{name}{ending}.{kind}"
@@ -155,3 +161,8 @@ class Probe(pl.Callback, ABC):
                         logger.log_image(name, [str(path)])
                     elif kind == "html" and hasattr(logger, "log_page"):
                         logger.log_page(f"{name}_page", path)
+
+
+def _write_arrays(path: Path, arrays: Columns) -> None:
+    with path.open("wb") as file:  # given a name, numpy would add an ending
+        np.savez_compressed(file, **arrays)
