@@ -80,7 +80,9 @@ def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict]) -> 
         ratios = ", ".join(f"{of_run['evaluations_ratio']:.2f}" for of_run in costs)
         cost = f"evaluations × {ratios}" if costs else "cost of the attack not measured"
         evidence.append(f"{model.name}: {verdict.reason}, p = {p:.2g} after Holm; {cost}")
-    outcome = "not measured"
+    unreliable = [model for model in models if fools[model.name].answer == "unreliable figure"]
+    evidence += [f"{model.name}: {fools[model.name].reason}" for model in unreliable]
+    outcome = "undecided" if unreliable else "not measured"
     if known:
         outcome = "supported" if any(supports) else "contradicted" if all(against) else "undecided"
     return Claim("Some forms of compression make the attack harder or slower.", outcome, evidence)
