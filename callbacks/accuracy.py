@@ -122,13 +122,15 @@ def accuracy_metrics(samples: Columns) -> dict[str, Metric]:
 
 
 def gather(batches: list[Columns]) -> Columns:
-    """All ranks' per-sample values, sorted by index, the same on every rank."""
+    """All ranks' per-sample values, sorted by index, the same on every rank; empty if no rank has any."""
     mine = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} if batches else {}
     parts: list[Any] = [mine]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, mine)
     parts = [part for part in parts if part]
+    if not parts:
+        return {}
     everything = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(everything["index"], kind="stable")
     return {name: values[order] for name, values in everything.items()}

@@ -165,4 +165,5 @@ class Probe(pl.Callback, ABC):
 
 def _write_arrays(path: Path, arrays: Columns) -> None:
     with path.open("wb") as file:  # given a name, numpy would add an ending
-        np.savez_compressed(file, **arrays)
+        plain: dict[str, Any] = dict(arrays)
+        np.savez_compressed(file, **plain)

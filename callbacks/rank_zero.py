@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,13 +20,28 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return work()
-    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    parcel: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            outcome[0] = work()
+            parcel[0] = pickle.dumps((work(), None))  # here, since a failure of pickling must reach the others, too
         except Exception as error:
-            outcome[1] = error
-    distributed.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+            failure = error
+            parcel[0] = _pickled(error)
+    distributed.broadcast_object_list(parcel, src=0)
+    if failure is not None:
+        raise failure  # with its traceback
+    result, raised = pickle.loads(parcel[0])
+    if raised is not None:
+        raise raised
+    return result
+
+
+def _pickled(error: Exception) -> bytes:
+    """No result, and the exception; another that says the same if it cannot be pickled."""
+    try:
+        parcel = pickle.dumps((None, error))
+        pickle.loads(parcel)  # exceptions whose constructor wants more than a message can be written, but not read
+        return parcel
+    except Exception:
+        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from callbacks.accuracy import Columns, gather
 from callbacks.probe import Drawing, Findings, Probe
 from callbacks.probe_images import Share
 from callbacks.rank_zero import on_rank_zero
-from callbacks.tsne_report import evaluate, maps_to_draw
+from callbacks.tsne_report import NAMES, evaluate, maps_to_draw
 from compresslens.embeddings.features import FEATURES, LOGITS, tapped_features
 from compresslens.embeddings.findings import MODEL, REFERENCE
 from compresslens.errors import UserError
@@ -57,8 +58,10 @@ class TSNE(Probe):
     ) -> None:
         self.most = 1000 if samples is None else samples
         super().__init__(self.most, every_n_epochs, time_budget)
-        if not perplexity >= 1 or neighbours < 1:
-            raise UserError(f"TSNE: perplexity is {perplexity} and neighbours {neighbours}; both must be at least 1")
+        if not 1 <= perplexity < math.inf:
+            raise UserError(f"TSNE: perplexity is {perplexity}; it must be at least 1")
+        if neighbours < 1:
+            raise UserError(f"TSNE: neighbours is {neighbours}; it must be at least 1")
         self.perplexity = perplexity
         self.neighbours = neighbours
         self.page = page
@@ -66,6 +69,7 @@ class TSNE(Probe):
         self._open = ExitStack()
         self._wanted = np.zeros(0, dtype=np.int64)
         self._batches: list[Columns] = []
+        self._notes: list[str] = []
 
     # Reading features while the loop runs ------------------------------------------------------------------------
 
@@ -78,6 +82,14 @@ class TSNE(Probe):
         if trainer.state.fn == "validate" or self._is_due(trainer):
             self._tap(trainer, pl_module, "val")
 
+    def on_test_batch_start(self, *args: Any) -> None:
+        """Forgets what callbacks behind this one have asked the networks after the batch before."""
+        self._forget()
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        """Likewise."""
+        self._forget()
+
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -87,12 +99,10 @@ class TSNE(Probe):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keeps the features of a batch, if the networks are tapped."""
-        if self._taps:
-            loader, batches = trainer.val_dataloaders, trainer.num_val_batches
-            self._collect(trainer, pl_module, batch, batch_idx, loader, batches)
+        """Likewise."""
+        self._collect(trainer, pl_module, batch, batch_idx, trainer.val_dataloaders, trainer.num_val_batches)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Removes the taps, if the loop ended early."""
         self._untap()
 
@@ -100,29 +110,41 @@ class TSNE(Probe):
         self._untap()
         data = trainer.datamodule
         self._wanted = balanced_indices(data.labels(split), self.most, data.seed)
-        self._batches = []
+        self._batches, self._notes = [], []
         networks = {MODEL: module.model} | ({} if module.reference is None else {REFERENCE: module.reference})
         for prefix, network in networks.items():
-            self._taps[prefix] = self._open.enter_context(tapped_features(network))
+            try:
+                self._taps[prefix] = self._open.enter_context(tapped_features(network))
+            except UserError as error:
+                self._notes.append(f"no features of the {NAMES[prefix]}: {error}")
+        if MODEL not in self._taps:
+            self._untap()
 
     def _untap(self) -> None:
         self._open.close()
         self._taps = {}
 
+    def _forget(self) -> None:
+        for taps in self._taps.values():
+            taps.clear()
+
     def _collect(self, trainer: Any, module: Any, batch: Any, batch_idx: int, loader: Any, batches: list[Any]) -> None:
+        if not self._taps:
+            return
         rank, ranks = trainer.global_rank, trainer.world_size
         indices, real = evaluation_indices(loader, batch_idx, loader.batch_size, rank, ranks)
         keep = real.numpy() & np.isin(indices.numpy(), self._wanted)
-        chosen = torch.from_numpy(keep).to(batch[0].device)
-        if REFERENCE in self._taps and FEATURES not in self._taps[REFERENCE]:  # nobody else has asked the reference
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                module.reference(batch[0])
-        found: Columns = {"index": indices.numpy()[keep], "label": batch[1].cpu().numpy()[keep]}
-        for prefix, taps in self._taps.items():
-            found[f"{prefix}features"] = taps.pop(FEATURES)[chosen].float().cpu().numpy()
-            found[f"{prefix}predicted"] = taps.pop(LOGITS)[chosen].argmax(1).cpu().numpy()
-        found["thumbnail"] = thumbnails(batch[0][chosen])
-        self._batches.append(found)
+        if keep.any():
+            if REFERENCE in self._taps and FEATURES not in self._taps[REFERENCE]:  # nobody else has asked it
+                with torch.no_grad(), trainer.precision_plugin.forward_context():
+                    module.reference(batch[0])
+            chosen = torch.from_numpy(keep).to(batch[0].device)
+            found: Columns = {"index": indices.numpy()[keep], "label": batch[1].cpu().numpy()[keep]}
+            for prefix, taps in self._taps.items():
+                found[f"{prefix}features"] = taps[FEATURES][chosen].float().cpu().numpy()
+                found[f"{prefix}predicted"] = taps[LOGITS][chosen].float().argmax(1).cpu().numpy()
+            found["thumbnail"] = thumbnails(batch[0][chosen])
+            self._batches.append(found)
         if batch_idx + 1 >= batches[0]:
             self._untap()  # before other probes run the networks
 
@@ -132,13 +154,17 @@ class TSNE(Probe):
         """Gathers the features; rank zero embeds and measures them while the others wait."""
         batches, self._batches = self._batches, []
         samples = gather(batches)
-        work = partial(evaluate, samples, share, perplexity=self.perplexity, neighbours=self.neighbours)
-        findings = on_rank_zero(work)
+        if not samples:
+            notes = self._notes or ["none of the chosen images was among the batches"]
+            return Findings({}, {"images": {"wanted": share.total, "covered": 0}, "notes": notes})
+        evaluation = partial(evaluate, perplexity=self.perplexity, neighbours=self.neighbours)
+        findings = on_rank_zero(partial(evaluation, samples, share, self._notes))
+        kept = {"thumbnails": {name: samples[name] for name in ("index", "thumbnail")}}
         if share.rank > 0 or "tsne_x" not in findings.columns:
-            return findings
+            return replace(findings, arrays=kept)
         drawn = maps_to_draw(findings, samples, module.trainer.datamodule.class_names)
         pages: dict[str, Drawing] = {"tsne": partial(write_page, maps=drawn)} if self.page else {}
-        return replace(findings, figures={"tsne": partial(draw_maps, maps=drawn)}, pages=pages)
+        return replace(findings, figures={"tsne": partial(draw_maps, maps=drawn)}, pages=pages, arrays=kept)
 
 
 def thumbnails(images: Tensor) -> np.ndarray:

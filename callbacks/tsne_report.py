@@ -29,46 +29,55 @@ from compresslens.reporting.tsne_figure import FeatureMap, Maps
 NAMES = {MODEL: "model", REFERENCE: "reference"}
 
 
-def evaluate(samples: Columns, share: Share, *, perplexity: float, neighbours: int) -> Findings:
+def evaluate(samples: Columns, share: Share, notes: Sequence[str], *, perplexity: float, neighbours: int) -> Findings:
     """Maps and measures.
 
     What the images do not admit (too few of them, features that are no numbers) is left out and said so: at the end of
     a fit that is no reason to lose what else was measured.
+
+    Args:
+        samples: per image "index", "label", and of each network "features" and "predicted" behind its prefix.
+        share: of the fixed images; it says how long the maps may take.
+        notes: what a reader must know already.
+        perplexity: of t-SNE.
+        neighbours: in the measures.
     """
     labels = samples["label"]
     columns: Columns = {"index": samples["index"]}
     seen: dict[str, Seen] = {}
-    notes: list[str] = []
+    said = list(notes)
+    if len(labels) < share.total:
+        said.append(f"{len(labels)} of {share.total} chosen images were among the batches; the figures are of those")
     start = None
     for prefix in (REFERENCE, MODEL):  # the model's map starts from the reference's
         if f"{prefix}features" not in samples:
             continue
-        features, predicted = samples[f"{prefix}features"], samples[f"{prefix}predicted"]
+        features, missing = samples[f"{prefix}features"], {}
+        embedding = None
         try:
             embedding = _embed(features, start, perplexity, share)
+        except UserError as error:
+            missing = {str(error): ["t-SNE map"]}
+        else:
             start = embedding.positions if np.ptp(embedding.positions) > 0 else None
             if not embedding.finished:
-                notes.append(f"the time was up before the map of the {NAMES[prefix]} was finished: do not compare it")
-        except UserError as error:
-            embedding = None
-            notes.append(f"no t-SNE map of the {NAMES[prefix]}: {error}")
-        seen[prefix] = Seen(features, predicted, embedding)
+                said.append(f"the time was up before the map of the {NAMES[prefix]} was finished: do not compare it")
+        seen[prefix] = Seen(features, samples[f"{prefix}predicted"], embedding)
+        found, also_missing = feature_columns(prefix, seen[prefix], labels, neighbours)
+        columns |= found
+        for reason, measures in also_missing.items():
+            missing.setdefault(reason, []).extend(measures)
+        said += [f"no {', '.join(measures)} of the {NAMES[prefix]}: {reason}" for reason, measures in missing.items()]
+    reference = seen.get(REFERENCE)
+    if reference is not None:
+        columns |= displacement_column(seen[MODEL], reference)
     details: dict[str, Any] = {
         "settings": {"perplexity": perplexity, "neighbours": neighbours},
-        "images": {"covered": len(labels), "classes": len(np.unique(labels))},
+        "images": {"wanted": share.total, "covered": len(labels), "classes": len(np.unique(labels))},
+        **embedding_details(columns, seen[MODEL], reference, labels),
+        "notes": said,
     }
-    reference = seen.get(REFERENCE)
-    try:
-        for prefix, of_network in seen.items():
-            columns |= feature_columns(prefix, of_network, labels, neighbours)
-        if reference is not None:
-            columns |= displacement_column(seen[MODEL], reference)
-        metrics = embedding_metrics(columns, seen[MODEL], reference)
-        details |= embedding_details(columns, seen[MODEL], reference, labels)
-    except UserError as error:
-        metrics, columns = {}, {}
-        notes.append(f"the features cannot be judged: {error}")
-    return Findings(metrics=metrics, details={**details, "notes": notes}, columns=columns)
+    return Findings(embedding_metrics(columns, seen[MODEL], reference), details, columns)
 
 
 def _embed(
@@ -94,8 +103,8 @@ def maps_to_draw(findings: Findings, samples: Columns, class_names: Sequence[str
                     name=NAMES[prefix],
                     positions=np.stack([columns[f"{prefix}tsne_x"], columns[f"{prefix}tsne_y"]], 1),
                     predicted=samples[f"{prefix}predicted"],
-                    knn_accuracy=float(columns[f"{prefix}embedding_knn"].mean()),
-                    trustworthiness=float(columns[f"{prefix}tsne_trustworthiness"].mean()),
+                    knn_accuracy=_mean(columns.get(f"{prefix}embedding_knn")),
+                    trustworthiness=_mean(columns.get(f"{prefix}tsne_trustworthiness")),
                 )
             )
     cka = findings.metrics.get("embedding/cka")
@@ -107,3 +116,7 @@ def maps_to_draw(findings: Findings, samples: Columns, class_names: Sequence[str
         thumbnails=samples["thumbnail"],
         cka=None if cka is None else cka.value,
     )
+
+
+def _mean(values: npt.NDArray[np.float64] | None) -> float:
+    return math.nan if values is None else float(values.mean())

@@ -31,25 +31,27 @@ def tapped_features(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     graph = flat_graph(network)
     with ExitStack() as stack:
-        taps = stack.enter_context(feature_taps(network, [FEATURES]) if graph is None else _in_graph(graph))
+        # without a layer it still lets compiled parts run uncompiled, which a graph's nodes need, too
+        taps = stack.enter_context(feature_taps(network, [FEATURES] if graph is None else []))
+        if graph is not None:
+            stack.enter_context(_in_graph(graph, taps))
         handle = unwrap(network).register_forward_hook(lambda _network, _images, logits: taps.update(logits=logits))
         stack.callback(handle.remove)
         yield taps
 
 
 @contextmanager
-def _in_graph(graph: fx.GraphModule) -> Iterator[dict[str, Tensor]]:
-    """The same in a flat graph of operators, which has no layers to hook."""
+def _in_graph(graph: fx.GraphModule, taps: dict[str, Tensor]) -> Iterator[None]:
+    """Collects the features in a flat graph of operators, which has no layers to hook."""
     found = [node for node in graph.graph.nodes if str(node.target).startswith(_CLASSIFIERS)]
     if not found:
         raise UserError(
             "the graph has no linear layer or convolution, so it has no features in front of its classifier"
         )
-    taps: dict[str, Tensor] = {}
 
     def keep(value: Tensor) -> Tensor:
         taps[FEATURES] = value.mean((2, 3)) if value.ndim == 4 else value.flatten(1)
         return value
 
     with interpreted(graph, found[-1].args[0], keep):
-        yield taps
+        yield

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,26 @@ from compresslens.embeddings.cka import cka_interval, linear_cka
 from compresslens.embeddings.drift import centroid_drift, displacements, geometry_drift
 from compresslens.embeddings.quality import continuity, knn_correct, silhouettes, trustworthiness
 from compresslens.embeddings.tsne import Embedding
+from compresslens.errors import UserError
 from compresslens.reporting.metric import Metric, finite
 from compresslens.statistics import bootstrap_interval, paired_difference_interval
 
 Columns = dict[str, npt.NDArray[Any]]
 MODEL, REFERENCE = "", "reference_"  # before the names of columns
-METRICS = {"knn_accuracy": "embedding_knn", "silhouette": "embedding_silhouette"}
-METRICS |= {"trustworthiness": "tsne_trustworthiness"}
+METRICS = {
+    "knn_accuracy": "embedding_knn",
+    "silhouette": "embedding_silhouette",
+    "trustworthiness": "tsne_trustworthiness",
+}
 MAP_ONLY = ("tsne_knn", "tsne_trustworthiness", "tsne_continuity")
+IN_WORDS = {
+    "embedding_knn": "kNN accuracy",
+    "embedding_silhouette": "silhouette",
+    "tsne_knn": "kNN accuracy in the map",
+    "tsne_trustworthiness": "trustworthiness",
+    "tsne_continuity": "continuity",
+}
+LEAST_FOR_CKA = 5  # images
 
 
 @dataclass(frozen=True)
@@ -37,24 +51,44 @@ class Seen:
     predicted: npt.NDArray[np.int64]
     embedding: Embedding | None
 
+    @property
+    def finite(self) -> bool:
+        """Whether all features are numbers."""
+        return bool(np.isfinite(self.features).all())
 
-def feature_columns(prefix: str, seen: Seen, labels: npt.NDArray[np.int64], k: int) -> Columns:
-    """Values per image: of the features, and of the map if there is one."""
+
+def feature_columns(
+    prefix: str, seen: Seen, labels: npt.NDArray[np.int64], k: int
+) -> tuple[Columns, dict[str, list[str]]]:
+    """Values per image, of the features and of the map if there is one; and what is missing, by the reason.
+
+    Args:
+        prefix: of the columns.
+        seen: N images.
+        labels: N classes.
+        k: number of neighbours. Where it is too large for the number of images, what needs neighbours is missing.
+    """
     features = seen.features.astype(np.float64)
-    columns: Columns = {
-        "embedding_knn": knn_correct(features, labels, k).astype(np.float64),
-        "embedding_silhouette": silhouettes(features, labels),
+    columns: Columns = {}
+    measures: dict[str, Callable[[], npt.NDArray[Any]]] = {
+        "embedding_knn": partial(knn_correct, features, labels, k),
+        "embedding_silhouette": partial(silhouettes, features, labels),
     }
     if seen.embedding is not None:
         positions = seen.embedding.positions
-        columns |= {
-            "tsne_x": positions[:, 0],
-            "tsne_y": positions[:, 1],
-            "tsne_knn": knn_correct(positions, labels, k).astype(np.float64),
-            "tsne_trustworthiness": trustworthiness(features, positions, k),
-            "tsne_continuity": continuity(features, positions, k),
+        columns = {f"{prefix}tsne_x": positions[:, 0], f"{prefix}tsne_y": positions[:, 1]}
+        measures |= {
+            "tsne_knn": partial(knn_correct, positions, labels, k),
+            "tsne_trustworthiness": partial(trustworthiness, features, positions, k),
+            "tsne_continuity": partial(continuity, features, positions, k),
         }
-    return {f"{prefix}{name}": values for name, values in columns.items()}
+    missing: dict[str, list[str]] = {}
+    for name, measure in measures.items():
+        try:
+            columns[f"{prefix}{name}"] = measure().astype(np.float64)
+        except UserError as error:
+            missing.setdefault(str(error), []).append(IN_WORDS[name])
+    return columns, missing
 
 
 def displacement_column(model: Seen, reference: Seen) -> Columns:
@@ -65,24 +99,27 @@ def displacement_column(model: Seen, reference: Seen) -> Columns:
 
 
 def embedding_metrics(samples: Columns, model: Seen, reference: Seen | None) -> dict[str, Metric]:
-    """The `embedding/*` metrics."""
+    """The `embedding/*` metrics, as far as the columns are there."""
     metrics = {}
     for name, column in METRICS.items():
-        if column in samples:
-            metrics[f"embedding/{name}"] = mean_metric(samples[column], samples.get(f"{REFERENCE}{column}"))
-    if reference is not None and len(model.features) > 4:
-        value, interval = linear_cka(model.features, reference.features), None
-        if math.isfinite(value):
-            interval = cka_interval(model.features, reference.features)
-        metrics["embedding/cka"] = Metric(value, interval, len(model.features))
+        ours, theirs = samples.get(column), samples.get(f"{REFERENCE}{column}")
+        if ours is None and theirs is not None:
+            ours = np.full(len(theirs), math.nan)
+        if ours is not None:
+            metrics[f"embedding/{name}"] = mean_metric(ours, theirs)
+    if reference is None or not (model.finite and reference.finite) or len(model.features) < LEAST_FOR_CKA:
+        return metrics
+    value = linear_cka(model.features, reference.features)
+    interval = cka_interval(model.features, reference.features) if math.isfinite(value) else None
+    metrics["embedding/cka"] = Metric(value, interval, len(model.features))
     return metrics
 
 
 def mean_metric(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64] | None = None) -> Metric:
-    """Mean with its bootstrap interval; NaN where it is not defined for some image."""
-    if not np.isfinite(values).all():
-        return Metric(math.nan, None, len(values))
+    """Mean with its bootstrap interval, and the reference's; NaN and None where it is not defined for some image."""
     reference = None if others is None or not np.isfinite(others).all() else float(others.mean())
+    if not np.isfinite(values).all():
+        return Metric(math.nan, None, len(values), reference)
     return Metric(float(values.mean()), bootstrap_interval(values), len(values), reference)
 
 
@@ -94,7 +131,11 @@ def embedding_details(
     for prefix, name, seen in ((MODEL, "model", model), (REFERENCE, "reference", reference)):
         if seen is None or seen.embedding is None:
             continue
-        of_map: dict[str, Any] = {column: _plain(mean_metric(samples[f"{prefix}{column}"])) for column in MAP_ONLY}
+        of_map: dict[str, Any] = {
+            column: _plain(mean_metric(samples[f"{prefix}{column}"]))
+            for column in MAP_ONLY
+            if f"{prefix}{column}" in samples
+        }
         of_map |= {"kl_divergence": finite(seen.embedding.kl_divergence), "finished": seen.embedding.finished}
         of_map |= {"iterations": seen.embedding.iterations, "variance_kept": finite(seen.embedding.variance)}
         details["maps"][name] = of_map
@@ -103,8 +144,9 @@ def embedding_details(
     details["changes"] = {
         name: change for name in (*METRICS.values(), *MAP_ONLY[:1]) if (change := _change(samples, name)) is not None
     }
-    drift = geometry_drift(model.features, reference.features, labels)
-    details["geometry_drift"] = {str(label): finite(value) for label, value in drift.items()}
+    if model.finite and reference.finite:
+        drift = geometry_drift(model.features, reference.features, labels)
+        details["geometry_drift"] = {str(label): finite(value) for label, value in drift.items()}
     if model.embedding is not None and reference.embedding is not None:
         moved = centroid_drift(model.embedding.positions, reference.embedding.positions, labels)
         details["centroid_drift"] = {str(label): finite(value) for label, value in moved.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class FeatureMap:
         name: of the network.
         positions: N×2.
         predicted: N classes.
-        knn_accuracy: of the features.
-        trustworthiness: of the map.
+        knn_accuracy: of the features; NaN if it was not measured.
+        trustworthiness: of the map; likewise.
     """
 
     name: str
@@ -38,7 +39,8 @@ class FeatureMap:
     @property
     def quality(self) -> str:
         """For the title."""
-        return f"kNN accuracy of features {self.knn_accuracy:.3f}, trustworthiness {self.trustworthiness:.3f}"
+        measures = {"kNN accuracy of features": self.knn_accuracy, "trustworthiness": self.trustworthiness}
+        return ", ".join(f"{name} {value:.3f}" for name, value in measures.items() if math.isfinite(value))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Maps:
         labels: N classes.
         class_names: of all classes.
         thumbnails: N×h×w×3 uint8.
-        cka: of the two networks' features; None if there is one network.
+        cka: of the two networks' features; None if there is one network, NaN if it is not defined.
     """
 
     maps: Sequence[FeatureMap]
@@ -64,7 +66,7 @@ class Maps:
     @property
     def title(self) -> str:
         """Above all."""
-        alike = "" if self.cka is None else f"; CKA of the features {self.cka:.3f}"
+        alike = "" if self.cka is None or not math.isfinite(self.cka) else f"; CKA of the features {self.cka:.3f}"
         return f"t-SNE of {len(self.labels)} images' features{alike}"
 
     @property
@@ -111,7 +113,7 @@ def draw_maps(path: Path, maps: Maps) -> None:
                 middle = np.median(drawn.positions[maps.labels == label], axis=0)
                 box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
                 name = maps.class_names[label].split(",")[0][:18]
-                axes.text(*middle, name, ha="center", va="center", fontsize=10, bbox=box)
+                axes.text(*middle, name, ha="center", va="center", fontsize=10, bbox=box, parse_math=False)
         axes.set_title(f"{drawn.name}\n{drawn.quality}", fontsize=11)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)

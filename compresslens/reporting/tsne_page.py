@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy.typing as npt
 
 from compresslens.reporting.tsne_figure import Maps, style
 
-MOST_BYTES = 6_000_000  # of thumbnails; beyond, their quality is reduced
-QUALITIES = (85, 70, 50, 30)
+MOST_BYTES = 6_000_000  # of thumbnails; beyond, their quality is reduced, then their size
+QUALITIES = (85, 60, 40)
 
 
 def write_page(path: Path, maps: Maps) -> None:
@@ -56,24 +57,36 @@ def write_page(path: Path, maps: Maps) -> None:
 
 def sprite(thumbnails: npt.NDArray[np.uint8]) -> dict[str, Any]:
     """All thumbnails N×h×w×3 in one JPEG, as a data address, with how they are laid out."""
-    from PIL import Image
+    _, height, width, _ = thumbnails.shape
+    sheet, columns = _sheet(thumbnails)
+    for quality in QUALITIES:
+        data = _jpeg(sheet, quality)
+        if len(data) <= MOST_BYTES:
+            break
+    else:
+        if min(height, width) > 1:
+            return sprite(thumbnails[:, ::2, ::2])
+    address = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    return {"address": address, "columns": columns, "height": height, "width": width}
 
+
+def _sheet(thumbnails: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:
+    """The thumbnails row by row in one picture, about square, and how many are in a row."""
     count, height, width, _ = thumbnails.shape
-    columns = max(1, int(np.ceil(np.sqrt(count * height / width))))
+    columns = max(1, math.ceil(math.sqrt(count * height / width)))
     rows = -(-count // columns)
     filled = np.zeros((rows * columns, height, width, 3), np.uint8)
     filled[:count] = thumbnails
     sheet = filled.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
-    picture = Image.fromarray(sheet.reshape(rows * height, columns * width, 3))
-    data = b""
-    for quality in QUALITIES:
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
-        data = buffer.getvalue()
-        if len(data) <= MOST_BYTES:
-            break
-    address = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-    return {"address": address, "columns": columns, "rows": rows, "height": height, "width": width}
+    return sheet.reshape(rows * height, columns * width, 3), columns
+
+
+def _jpeg(picture: npt.NDArray[np.uint8], quality: int) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def _named(maps: Maps) -> set[int]:

@@ -94,6 +94,21 @@ def test_an_offline_run_can_be_read_back_and_tells_nothing_about_the_machine(
             assert secret.encode() not in content, path
 
 
+def test_a_page_is_logged(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "tsne.html"
+    page.write_text("<!DOCTYPE html><title>é</title><script>1 < 2</script>", encoding="utf-8")
+    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    logger.log_metrics({"x": 1.0}, 3)
+    logger.log_page("tsne_page", page)
+    logger.finish()
+    history = [record["item"] for record in of_kind(records(folder), "history")]
+    (logged,) = [item for item in history if "tsne_page._type" in item]
+    assert logged["tsne_page._type"] == "html-file"
+    assert logged["trainer/global_step"] == 3
+    (kept,) = folder.glob(f"wandb/*/files/{logged['tsne_page.path']}")
+    assert kept.read_text(encoding="utf-8") == page.read_text(encoding="utf-8"), "and nothing injected"
+
+
 def test_a_continued_run_keeps_its_id_and_never_joins_another_one(folder: Path) -> None:
     for step in range(2):
         logger = OfflineFirstWandbLogger(save_dir=str(folder))
