@@ -150,8 +150,8 @@ class Probe(pl.Callback, ABC):
 
     def _draw(self, trainer: Any, findings: Findings, ending: str) -> None:
         folder = Path(trainer.default_root_dir) / "figures"
-        for name, arrays in findings.arrays.items():
-            runs.write_atomically(folder / f"{name}{ending}.npz", partial(_write_arrays, arrays=arrays))
+        for name, arrays in ({} if ending else findings.arrays).items():
+            runs.write_atomically(folder / f"{name}.npz", partial(_write_arrays, arrays=arrays))
         for kind, drawings in (("png", findings.figures), ("html", findings.pages)):
             for name, draw in drawings.items():
                 path = folder / f"{name}{ending}.{kind}"
