@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
+import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from callbacks.accuracy import Columns, gather
-from callbacks.cam_mosaics import GridFindings, Mosaics, grid_pointing_findings
-from callbacks.cam_report import EXAMPLES, figures, notes, pictures
+from callbacks.cam_mosaics import Mosaics, grid_pointing_findings
+from callbacks.cam_networks import check_maps_of, load_second_reference
+from callbacks.cam_report import EXAMPLES, details, figures, kept, pictures
 from callbacks.probe import Findings, Probe
 from callbacks.probe_images import Chunk, Share
 from compresslens.cams import Method, maps_and_logits
 from compresslens.cams import columns as per_image
 from compresslens.cams import findings as overall
-from compresslens.cams.columns import MODEL, REFERENCE
+from compresslens.cams.columns import MODEL, REFERENCE, SECOND
 from compresslens.cams.grid_pointing import confidences
 from compresslens.cams.shapes import constant
 from compresslens.errors import UserError
+
+KEPT = ("index", "cam_", f"{REFERENCE}cam_", f"{SECOND}cam_")  # beginnings of what goes to `samples.parquet`
 
 
 class ClassActivationMaps(Probe):
@@ -30,15 +34,20 @@ class ClassActivationMaps(Probe):
     Args:
         samples: number of images; None: the data's own number (`data.probe_samples`).
         method: of the maps, see `compresslens.cams.class_activation_maps`.
-        layer: of the model, whose output is weighted; None: what goes into the global pooling.
+        layer: of the model, whose output is weighted, by its name before compression; None: what goes into the global
+            pooling.
         reference_layer: of the reference.
-        faithfulness_samples: images on which insertion and deletion are measured, 34 forward passes each; 0: none.
+        second_reference: weights of the reference's architecture that were trained with another seed: a run folder, or
+            a file. How like the reference's its maps are is the floor for the model's similarity: no compression lies
+            between those two. None: there is no such floor.
+        faithfulness_samples: images on which insertion and deletion are measured, 22 forward passes each; 0: none.
         sanity_samples: images on which it is checked that shuffling the model's weights destroys the maps; 0: none.
-        mosaics: number of mosaics of the Grid Pointing Game by the cells along their sides; the first is the metric
-            `cam/grid_pointing`. Empty: none.
+        mosaics: number of mosaics of the Grid Pointing Game by the cells along their sides; the first that there are
+            images for is the metric `cam/grid_pointing`. Empty: none. None: 24 of 2×2 and 8 of 3×3.
         chunk_size: images at a time.
         every_n_epochs: see `Probe`.
-        time_budget: seconds after which no further chunk is begun; None: no limit.
+        time_budget: seconds after which no further chunk is begun; mosaics are then made of the images that were
+            covered. None: no limit.
     """
 
     name = "cam"
@@ -49,6 +58,7 @@ class ClassActivationMaps(Probe):
         method: Method = "grad_cam",
         layer: str | None = None,
         reference_layer: str | None = None,
+        second_reference: str | None = None,
         faithfulness_samples: int = 32,
         sanity_samples: int = 16,
         mosaics: dict[int, int] | None = None,
@@ -61,6 +71,10 @@ class ClassActivationMaps(Probe):
         for option, (value, least) in (options | {"chunk_size": (chunk_size, 1)}).items():
             if value < least:
                 raise UserError(f"ClassActivationMaps: {option} is {value}; it must be at least {least}")
+        if method not in get_args(Method):
+            raise UserError(
+                f"ClassActivationMaps: method is '{method}'; it must be one of {', '.join(get_args(Method))}"
+            )
         self.mosaics: Mosaics = {2: 24, 3: 8} if mosaics is None else mosaics
         for cells, count in self.mosaics.items():
             if cells < 2 or count < 1:
@@ -68,14 +82,31 @@ class ClassActivationMaps(Probe):
                     f"ClassActivationMaps: mosaics is {self.mosaics}; it needs 2 cells and 1 mosaic or more"
                 )
         self.method = method
-        self.layers = {MODEL: layer, REFERENCE: reference_layer}
+        self.layers = {MODEL: layer, REFERENCE: reference_layer, SECOND: reference_layer}
+        self.second_reference = second_reference
         self.faithfulness_samples = faithfulness_samples
         self.sanity_samples = sanity_samples
         self.chunk_size = chunk_size
+        self._second: nn.Module | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Complains at once if there are no such maps of the networks; loads the second reference."""
+        super().setup(trainer, pl_module, stage)
+        module: Any = pl_module
+        if stage == "predict":
+            return
+        if self.second_reference is not None and self._second is None:
+            self._second = load_second_reference(module.reference, self.second_reference)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for prefix, network in _networks(module).items():
+            name = "reference" if prefix else "model"
+            check_maps_of(network, data.image_size, self.method, self.layers[prefix], name)
 
     def measure(self, module: Any, share: Share) -> Findings:
         """Looks at this rank's share, chunk by chunk, and gathers."""
-        networks = {MODEL: module.model} | ({} if module.reference is None else {REFERENCE: module.reference})
+        networks = _networks(module)
+        if self._second is not None:
+            self._second.to(module.device, module.dtype)
         batches: list[Columns] = []
         pixels: list[Columns] = []
         shown: list[Columns] = []
@@ -90,21 +121,26 @@ class ClassActivationMaps(Probe):
             batches.append(columns)
             if sum(len(part["index"]) for part in shown) < EXAMPLES:
                 shown.append(pictures(chunk, maps, columns))
-        samples, pixel_counts, examples = gather(batches), gather(pixels) if pixels else {}, gather(shown)
+        samples, pixel_counts, examples = gather(batches), gather(pixels), gather(shown)
         thresholds = overall.add_box_accuracy(samples)
-        grids = grid_pointing_findings(self._maps, networks, samples, share, self.mosaics)
+        grids = grid_pointing_findings(self._maps, networks, samples, share, self.mosaics, self.chunk_size)
+        names = module.trainer.datamodule.class_names
         return Findings(
             metrics=overall.map_metrics(samples) | grids.metrics,
-            details=self._details(samples, pixel_counts, thresholds, share.total, grids),
-            columns={name: samples[name] for name in samples if name.startswith(("index", "cam_", "reference_cam_"))},
-            figures=figures(samples, examples, module.trainer.datamodule.class_names, self.method),
+            details={
+                "settings": self._settings(),
+                **details(samples, pixel_counts, thresholds, share.total, grids.details, grids.notes),
+            },
+            columns={name: values for name, values in samples.items() if name.startswith(KEPT)},
+            figures=figures(samples, examples, names, self.method),
+            arrays={"cam_examples": kept(examples, names)},
         )
 
     def _maps(self, prefix: str, network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         return maps_and_logits(network, images, classes, method=self.method, layer=self.layers[prefix])[0]
 
     def _look(self, chunk: Chunk, networks: dict[str, nn.Module]) -> tuple[dict[str, Tensor], Columns]:
-        """The maps of all networks, and what is noted of each image."""
+        """The maps of model and reference, and what is noted of each image."""
         images, labels = chunk.images, chunk.labels
         columns: Columns = {"index": chunk.indices, "label": labels.cpu().numpy()}
         maps = {}
@@ -120,36 +156,25 @@ class ClassActivationMaps(Probe):
             columns[f"{prefix}cam_confidence"] = confidences(probabilities, labels).cpu().numpy()
             columns |= per_image.faithfulness_columns(prefix, network, images, labels, maps[prefix], few)
         if REFERENCE in maps:
-            columns |= per_image.similarity_columns(maps[MODEL], maps[REFERENCE])
+            columns |= per_image.similarity_columns(MODEL, maps[MODEL], maps[REFERENCE])
+        if self._second is not None:
+            options = {"method": self.method, "layer": self.layers[SECOND]}
+            of_second, logits = maps_and_logits(self._second, images, labels, **options)
+            columns[f"{SECOND}cam_right"] = (logits.argmax(1) == labels).cpu().numpy()
+            columns |= per_image.similarity_columns(SECOND, of_second, maps[REFERENCE])
         checked = chunk.positions < self.sanity_samples
         columns |= per_image.sanity_columns(partial(self._maps, MODEL), networks[MODEL], images, labels, checked)
         return maps, columns
 
-    def _details(
-        self,
-        samples: Columns,
-        pixels: Columns,
-        thresholds: dict[str, tuple[float, ...]],
-        total: int,
-        grids: GridFindings,
-    ) -> dict[str, Any]:
-        """How it was measured, and what is not a metric of its own."""
+    def _settings(self) -> dict[str, Any]:
         layers = {"layer": self.layers[MODEL], "reference_layer": self.layers[REFERENCE]}
-        settings = {"method": self.method, **layers, "classes": "true", "chunk_size": self.chunk_size}
-        settings |= {"faithfulness_samples": self.faithfulness_samples, "sanity_samples": self.sanity_samples}
-        details: dict[str, Any] = {
-            "settings": settings,
-            "images": {"wanted": total, "covered": len(samples["index"])},
-            "sanity": overall.sanity(samples["sanity"]),
-            "grid_pointing": grids.details,
-        }
-        if pixels:
-            details["pxap"] = overall.average_precision(pixels)
-            details["baselines"] = overall.baselines(samples)
-            details["mask_area"] = overall.mean_summary(samples["cam_mask_area"])
-            details["box_thresholds"] = {prefix.rstrip("_") or "model": list(t) for prefix, t in thresholds.items()}
-        if "cam_similarity" in samples:
-            details["changes"] = overall.changes(samples)
-            details["similarity"] = overall.similarities(samples)
-        details["notes"] = notes(samples, details, grids.notes)
-        return details
+        settings: dict[str, Any] = {"method": self.method, **layers, "classes": "true"}
+        settings |= {"second_reference": self.second_reference}
+        settings |= {"faithfulness_samples": self.faithfulness_samples, "faithfulness_steps": per_image.STEPS}
+        settings |= {"sanity_samples": self.sanity_samples, "chunk_size": self.chunk_size}
+        return settings | {"mosaics": {f"{cells}x{cells}": count for cells, count in self.mosaics.items()}}
+
+
+def _networks(module: Any) -> dict[str, nn.Module]:
+    """By the prefix of their columns."""
+    return {MODEL: module.model} | ({} if module.reference is None else {REFERENCE: module.reference})

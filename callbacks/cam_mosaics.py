@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from callbacks.accuracy import Columns, gather
@@ -17,12 +18,13 @@ from compresslens.cams.columns import MODEL, REFERENCE
 from compresslens.cams.findings import mean_metric, mean_summary
 from compresslens.cams.grid_pointing import choose_cells, grid_pointing
 from compresslens.errors import UserError
+from compresslens.export.evaluation import evaluation_mode
+from compresslens.networks.names import first_line
 from compresslens.reporting.metric import Metric
 from datamodules.transformed import collate
 
 Mosaics = dict[int, int]
 MapsOf = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
-CHUNK = 8  # mosaics at a time; each is as large as several images
 
 
 @dataclass
@@ -31,8 +33,8 @@ class GridFindings:
 
     Attributes:
         metrics: `cam/grid_pointing`, unless no mosaic could be made.
-        details: by number of cells; None where no mosaic could be made, with the reason in `notes`.
-        notes: why there are no mosaics.
+        details: by number of cells, where mosaics could be made.
+        notes: why there are no mosaics, or small ones.
     """
 
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -41,16 +43,25 @@ class GridFindings:
 
 
 def grid_pointing_findings(
-    maps_of: MapsOf, networks: dict[str, nn.Module], samples: Columns, share: Share, mosaics: Mosaics
+    maps_of: MapsOf,
+    networks: dict[str, nn.Module],
+    samples: Columns,
+    share: Share,
+    mosaics: Mosaics,
+    chunk_size: int,
 ) -> GridFindings:
     """Plays the game with the images that all networks are sure of.
 
+    Where one of the networks takes images of its own size only (as those with fake quantizers do), mosaics are shrunk
+    to that size for all networks, so that they remain comparable.
+
     Args:
-        maps_of: from the prefix of a network, the network, images and classes to maps.
+        maps_of: from the prefix of a network, the network, images and several classes of each to maps N×J×H×W.
         networks: by the prefix of their columns.
         samples: of all ranks, with index, label and `cam_confidence`.
         share: this rank's.
         mosaics: how many by the cells along their sides.
+        chunk_size: images at a time; a mosaic counts as many as it has cells.
     """
     found = GridFindings()
     labels = torch.from_numpy(samples["label"])
@@ -61,17 +72,44 @@ def grid_pointing_findings(
         except UserError as error:  # the images are what they are: that is no reason to lose what else was measured
             found.notes.append(f"no Grid Pointing Game: {error}")
             continue
-        scores = gather([_play(maps_of, networks, samples, share, chosen)])
+        refusal = _refusal(networks, share, cells)
+        if refusal is not None:
+            found.notes.append(refusal)
+        scores = gather([_play(maps_of, networks, samples, share, chosen, chunk_size, refusal is not None)])
         ours, theirs = scores[MODEL], scores.get(REFERENCE)
         if not found.metrics:
             found.metrics["cam/grid_pointing"] = mean_metric(ours, theirs)
         of_networks = {"model": mean_summary(ours)} | ({} if theirs is None else {"reference": mean_summary(theirs)})
-        found.details[f"{cells}x{cells}"] = {**of_networks, "mosaics": len(chosen), "chance": 1 / cells**2}
+        counts = {"mosaics": len(chosen), "chance": 1 / cells**2, "shrunk": refusal is not None}
+        found.details[f"{cells}x{cells}"] = of_networks | counts
     return found
 
 
+def _refusal(networks: dict[str, nn.Module], share: Share, cells: int) -> str | None:
+    """What to say if one of the networks does not take images as large as the mosaics; the same on all ranks."""
+    height, width = collate([share.dataset[0]])[0].shape[2:]
+    blank = torch.zeros(1, 3, cells * height, cells * width, device=share.device, dtype=share.dtype)
+    for prefix, network in networks.items():
+        try:
+            with evaluation_mode(network):
+                network(blank)
+        except Exception as error:  # of many kinds: assertions of captured graphs, shapes that do not fit
+            name = "reference" if prefix == REFERENCE else "model"
+            return (
+                f"the mosaics of {cells}×{cells} images were shrunk to the size of one, for all networks alike, since "
+                f"the {name} takes no larger images ({first_line(error)}): compare with others of that kind only"
+            )
+    return None
+
+
 def _play(
-    maps_of: MapsOf, networks: dict[str, nn.Module], samples: Columns, share: Share, chosen: Tensor
+    maps_of: MapsOf,
+    networks: dict[str, nn.Module],
+    samples: Columns,
+    share: Share,
+    chosen: Tensor,
+    chunk_size: int,
+    shrink: bool,
 ) -> dict[str, Any]:
     """Mean score of each of this rank's mosaics; "index" is the mosaic."""
     mine = torch.arange(len(chosen))[share.rank :: share.ranks]
@@ -81,7 +119,16 @@ def _play(
     used, places = chosen[mine].unique(return_inverse=True)
     batch = collate([share.dataset[int(samples["index"][row])] for row in used])
     images, labels = batch[0].to(share.device, share.dtype), batch[1].to(share.device)
-    for prefix, network in networks.items():
-        found = grid_pointing(partial(maps_of, prefix, network), images, labels, places, chunk_size=CHUNK)
+    at_a_time = max(1, chunk_size // chosen.shape[1])
+
+    def maps_of_mosaics(prefix: str, mosaics: Tensor, classes: Tensor) -> Tensor:
+        if not shrink:
+            return maps_of(prefix, networks[prefix], mosaics, classes)
+        small = F.interpolate(mosaics.float(), images.shape[2:], mode="bilinear", antialias=True).to(mosaics.dtype)
+        # enlarged again, since the sides of the small ones may be no multiples of the number of cells
+        return F.interpolate(maps_of(prefix, networks[prefix], small, classes), mosaics.shape[2:], mode="bilinear")
+
+    for prefix in networks:
+        found = grid_pointing(partial(maps_of_mosaics, prefix), images, labels, places, chunk_size=at_a_time)
         scores[prefix] = found.mean(1).cpu().numpy()
     return scores

@@ -63,9 +63,13 @@ def best_box_overlaps(maps: Tensor, masks: Tensor, thresholds: Sequence[float] =
         raise ValueError("thresholds must be at least one number, each at least 0 and below 1")
     fractions = torch.tensor(thresholds, dtype=torch.float64, device=maps.device)
     found = torch.full((len(maps), len(thresholds)), torch.nan, dtype=torch.float64)
+    before: Tensor | None = None
     for row, (values, mask) in enumerate(zip(maps.double(), masks, strict=True)):
-        levels = fractions * values.max()
-        found[row] = torch.from_numpy(_overlaps((values > levels[:, None, None]).cpu().numpy(), mask.cpu().numpy()))
+        if before is None or not torch.equal(values, before):  # a baseline may be the same map for all images
+            levels = fractions * values.max()
+            estimated = _boxes((values > levels[:, None, None]).cpu().numpy())
+        found[row] = torch.from_numpy(_overlaps(estimated, _boxes(mask[None].cpu().numpy()), len(thresholds)))
+        before = values
     return found
 
 
@@ -141,18 +145,16 @@ def _boxes(layers: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.array(corners, dtype=np.int64).reshape(-1, 5)
 
 
-def _overlaps(layers: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Best overlap of any box in each of the T layers T×H×W with any box of the mask; NaN if there is none in it."""
-    true = _boxes(mask[None])
+def _overlaps(estimated: NDArray[np.int64], true: NDArray[np.int64], layers: int) -> NDArray[np.float64]:
+    """Best overlap of any estimated box of each layer with any true box; NaN if there is no true one."""
     if len(true) == 0:
-        return np.full(len(layers), np.nan)
-    estimated = _boxes(layers)
+        return np.full(layers, np.nan)
     layer, top, bottom, left, right = (column[:, None] for column in estimated.T)
     _, top2, bottom2, left2, right2 = true.T
     height = np.minimum(bottom, bottom2) - np.maximum(top, top2)
     width = np.minimum(right, right2) - np.maximum(left, left2)
     common = height.clip(0) * width.clip(0)
     union = (bottom - top) * (right - left) + (bottom2 - top2) * (right2 - left2) - common
-    best = np.zeros(len(layers))
+    best = np.zeros(layers)
     np.maximum.at(best, layer[:, 0], (common / union).max(1))
     return best

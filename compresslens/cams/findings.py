@@ -10,12 +10,13 @@ import numpy.typing as npt
 import torch
 
 from compresslens.cams.box_accuracy import max_box_accuracy, pixel_average_precision
-from compresslens.cams.columns import BASELINES, MODEL, REFERENCE, SANITY_SHARES, Columns
+from compresslens.cams.columns import BASELINES, MODEL, REFERENCE, SANITY_SHARES, SECOND, Columns
 from compresslens.cams.sanity import depends_on_weights
 from compresslens.reporting.metric import Metric, finite
 from compresslens.statistics import bootstrap_interval, paired_difference_interval
 
 LOCALIZATION = ("pointing_game", "energy_in_mask", "max_box_acc_v2")
+SIMILARITY = {"pearson": "cam_similarity", "ssim": "cam_ssim", "top_area_iou": "cam_top_area_iou"}
 SAMPLED = (*LOCALIZATION, "insertion_auc", "deletion_auc")
 
 
@@ -63,28 +64,44 @@ def mean_summary(values: npt.NDArray[np.float64]) -> dict[str, Any]:
 
 def changes(samples: Columns) -> dict[str, Any]:
     """Model minus reference, in pairs of the same image, with interval: 0 outside of it, and the two differ."""
-    found = {}
-    for name in SAMPLED:
-        if f"reference_cam_{name}" not in samples:
-            continue
-        ours, theirs = samples[f"cam_{name}"], samples[f"reference_cam_{name}"]
-        known = ~np.isnan(ours) & ~np.isnan(theirs)
-        if known.any():
-            interval = paired_difference_interval(ours[known], theirs[known])
-            change = float((ours[known] - theirs[known]).mean())
-            found[name] = {"change": change, "ci95": list(interval), "n": int(known.sum())}
-    return found
+    found = {
+        name: _change(samples[f"cam_{name}"], samples[f"{REFERENCE}cam_{name}"])
+        for name in SAMPLED
+        if f"{REFERENCE}cam_{name}" in samples
+    }
+    return {name: change for name, change in found.items() if change is not None}
+
+
+def _change(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> dict[str, Any] | None:
+    known = ~np.isnan(ours) & ~np.isnan(theirs)
+    if not known.any():
+        return None
+    interval = paired_difference_interval(ours[known], theirs[known])
+    change = float((ours[known] - theirs[known]).mean())
+    return {"change": change, "ci95": list(interval), "n": int(known.sum())}
 
 
 def similarities(samples: Columns) -> dict[str, Any]:
-    """The measures of similarity, over all images and by which of the two networks is right."""
+    """The measures of similarity, over all images and by which of the two networks is right; and their floor."""
     ours, theirs = samples["cam_right"], samples["reference_cam_right"]
     groups = {"all": np.ones(len(ours), dtype=bool), "both_right": ours & theirs, "only_model_right": ours & ~theirs}
     groups |= {"only_reference_right": ~ours & theirs, "both_wrong": ~ours & ~theirs}
-    names = {"pearson": "cam_similarity", "ssim": "cam_ssim", "top_area_iou": "cam_top_area_iou"}
-    return {
-        group: {name: mean_summary(samples[column][rows]) for name, column in names.items()}
+    found: dict[str, Any] = {
+        group: {name: mean_summary(samples[column][rows]) for name, column in SIMILARITY.items()}
         for group, rows in groups.items()
+    }
+    if f"{SECOND}cam_similarity" in samples:
+        found["second_reference"] = _floor(samples)
+    return found
+
+
+def _floor(samples: Columns) -> dict[str, Any]:
+    """How like the reference's the maps of a reference of another seed are, and the model's in comparison."""
+    seconds = {name: samples[f"{SECOND}{column}"] for name, column in SIMILARITY.items()}
+    return {
+        **{name: mean_summary(values) for name, values in seconds.items()},
+        "right": mean_summary(samples[f"{SECOND}cam_right"].astype(np.float64)),
+        "model_minus_second": {name: _change(samples[SIMILARITY[name]], values) for name, values in seconds.items()},
     }
 
 

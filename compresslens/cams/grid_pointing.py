@@ -116,13 +116,13 @@ def cell_shares(maps: Tensor, cells: int) -> Tensor:
 
 
 def grid_pointing(
-    maps_of: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, chosen: Tensor, chunk_size: int = 16
+    maps_of: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, chosen: Tensor, chunk_size: int = 4
 ) -> Tensor:
     """For each cell of each mosaic the share of the energy that the map of the cell's class has in that cell.
 
     Args:
-        maps_of: from mosaics B×C×(n·H)×(n·W) and classes B to maps B×h×w, h and w multiples of n. The network must take
-            images of that size; resize within `maps_of` if it does not.
+        maps_of: from mosaics B×C×(n·H)×(n·W) and classes B×n² to maps B×n²×h×w, h and w multiples of n. The network
+            must take images of that size; resize within `maps_of` if it does not.
         images: N×C×H×W in [0, 1].
         labels: N int64.
         chosen: M×n² int64 from :func:`choose_cells`.
@@ -137,13 +137,11 @@ def grid_pointing(
     cells = _cells_of(chosen)
     chosen = chosen.to(images.device)
     classes = labels.to(images.device)[chosen]
-    own = torch.arange(cells**2, device=images.device).repeat(len(chosen))
-    mosaic_of = torch.arange(len(chosen), device=images.device).repeat_interleave(cells**2)
     scores = []
-    for rows in torch.arange(len(own), device=images.device).split(chunk_size):
-        maps = maps_of(mosaics(images, chosen[mosaic_of[rows]]), classes.flatten()[rows])
-        scores.append(cell_shares(maps, cells).gather(1, own[rows, None].to(maps.device))[:, 0])
-    return torch.cat(scores).reshape(chosen.shape)
+    for some, of_some in zip(chosen.split(chunk_size), classes.split(chunk_size), strict=True):
+        shares = cell_shares(maps_of(mosaics(images, some), of_some).flatten(0, 1), cells)
+        scores.append(shares.view(len(some), cells**2, cells**2).diagonal(dim1=1, dim2=2))
+    return torch.cat(scores)
 
 
 def _cells_of(chosen: Tensor) -> int:

@@ -47,15 +47,16 @@ def class_activation_maps(
         network: a convolutional network from pixels to logits N×K: plain, pruned, factorized, quantized (fake
             quantizers, learned steps, or converted to INT8), compiled.
         images: N×3×H×W, floating-point, on the network's device.
-        classes: N integers in [0, K); None: the predicted ones.
+        classes: N integers in [0, K), or N×J: several of each image, whose maps share a forward pass (but for
+            "score_cam"); None: the predicted ones.
         method: see above. A converted INT8 network has no gradient, so only "cam", "eigen_cam" and "score_cam" work.
         layer: dotted name of the layer whose output N×C×h×w is weighted, the same name for a network and its quantized
             form; None: what goes into the global pooling. For "cam", a name costs a second forward pass.
 
     Returns:
-        N×H×W float32 in [0, 1], on the images' device: negative evidence clipped, scaled to [0, 1] before and after
-        enlarging it bilinearly. An image's map does not depend on the other images. It is all zeros where it is
-        constant or nothing speaks for the class, and where it is not finite. Without images: 0×H×W.
+        N×H×W (or N×J×H×W) float32 in [0, 1], on the images' device: negative evidence clipped, scaled to [0, 1] before
+        and after enlarging it bilinearly. An image's map does not depend on the other images. It is all zeros where it
+        is constant or nothing speaks for the class, and where it is not finite. Without images: 0×H×W (or 0×J×H×W).
 
     Raises:
         ValueError: images are not N×3×H×W floating-point; classes do not fit; the method is unknown.
@@ -86,26 +87,35 @@ def maps_and_logits(
         if len(images) == 0:
             with torch.no_grad():
                 logits = network(images.new_zeros(1, *images.shape[1:]))[:0]
-            return images.new_zeros((0, *images.shape[2:]), dtype=torch.float32), logits.float()
+            several = () if classes is None else classes.shape[1:]
+            return images.new_zeros((0, *several, *images.shape[2:]), dtype=torch.float32), logits.float()
         found = tapped_pass(network, images, layer)
         logits = found.logits.detach()
-        maps = _maps(network, images, found, _checked_classes(classes, logits), method, layer)
-        return scaled(maps, images.shape[2:]), logits.float()
+        classes = _checked_classes(classes, logits)
+        maps = _maps(network, images, found, classes.view(len(images), -1), method, layer)
+        return scaled(maps.flatten(0, 1), images.shape[2:]).view(*classes.shape, *images.shape[2:]), logits.float()
 
 
 def _maps(network: nn.Module, images: Tensor, found: Pass, classes: Tensor, method: str, layer: str | None) -> Tensor:
-    """N×h×w, neither clipped nor scaled."""
+    """N×J×h×w of classes N×J, neither clipped nor scaled."""
     activations = found.activations.detach()
     activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
-    if method == "score_cam":
-        return score_cam(network, images, activations, classes)
     if method == "eigen_cam":
-        return eigen_cam(activations)
-    if method == "cam":
-        pooling = found.pooling or tapped_pass(network, images, None).pooling
-        assert pooling is not None
-        return plain_cam(activations, found.logits.detach(), pooling, classes)
-    return gradient_maps(activations, _gradients(found, classes, method, layer).to(activations.dtype), method)
+        return eigen_cam(activations)[:, None].expand(-1, classes.shape[1], -1, -1)
+    pooling = found.pooling
+    if method == "cam" and pooling is None:
+        pooling = tapped_pass(network, images, None).pooling
+
+    def of_class(number: Tensor) -> Tensor:
+        if method == "score_cam":
+            return score_cam(network, images, activations, number)
+        if method == "cam":
+            assert pooling is not None
+            return plain_cam(activations, found.logits.detach(), pooling, number)
+        gradients = _gradients(found, number, method, layer, keep_graph=classes.shape[1] > 1)
+        return gradient_maps(activations, gradients.to(activations.dtype), method)
+
+    return torch.stack([of_class(number) for number in classes.unbind(1)], 1)
 
 
 def gradient_maps(activations: Tensor, gradients: Tensor, method: str) -> Tensor:
@@ -148,12 +158,12 @@ def _to_unit_range_(maps: Tensor) -> Tensor:
     return maps.div_(maps.amax((1, 2), keepdim=True) + 1e-7)
 
 
-def _gradients(found: Pass, classes: Tensor, method: str, layer: str | None) -> Tensor:
+def _gradients(found: Pass, classes: Tensor, method: str, layer: str | None, keep_graph: bool) -> Tensor:
     """Gradients N×C×h×w of each image's own logit."""
     gradients = None
     if found.logits.requires_grad:
         score = found.logits.gather(1, classes[:, None]).sum()
-        (gradients,) = torch.autograd.grad(score, found.activations, allow_unused=True)
+        (gradients,) = torch.autograd.grad(score, found.activations, retain_graph=keep_graph, allow_unused=True)
     if gradients is None:
         where = "what is pooled" if layer is None else f"layer '{layer}'"
         raise UserError(
@@ -173,8 +183,11 @@ def _checked_classes(classes: Tensor | None, logits: Tensor) -> Tensor:
     if classes is None:
         return logits.argmax(1)
     number, total = logits.shape
-    if classes.shape != (number,) or classes.is_floating_point() or classes.dtype == torch.bool:
-        raise ValueError(f"classes must be {number} integers, one per image; these are {tuple(classes.shape)}")
+    fits = classes.ndim in (1, 2) and len(classes) == number and classes.numel() > 0
+    if not fits or classes.is_floating_point() or classes.dtype == torch.bool:
+        raise ValueError(
+            f"classes must be {number} integers, one per image, or {number}×J; these are {tuple(classes.shape)}"
+        )
     classes = classes.to(logits.device, torch.int64)
     if int(classes.min()) < 0 or int(classes.max()) >= total:
         raise ValueError(

@@ -45,6 +45,13 @@ def test_overlaps_are_those_of_flood_fill_and_sets_of_pixels(noisy):
     np.testing.assert_allclose(best_box_overlaps(maps, masks, COARSE), expected, rtol=1e-12)
 
 
+def test_a_map_that_comes_again_is_held_against_each_mask():
+    maps, masks = example()
+    twice = maps[[0, 0, 1, 0, 0]]
+    alone = [best_box_overlaps(twice[row : row + 1], masks[row : row + 1])[0] for row in range(5)]
+    assert torch.equal(best_box_overlaps(twice, masks), torch.stack(alone))
+
+
 def test_the_statistic_is_the_slow_one_and_the_mean_of_its_samples():
     maps, masks = example(count=12)
     overlaps = best_box_overlaps(maps, masks)

@@ -25,6 +25,7 @@ from tests.lightning_modules.tiny import TinyNetwork
 from tests.references import class_activation_maps as reference
 
 GRADIENT = ("grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam")
+ANY_LAYER = ("eigen_cam", "score_cam", *GRADIENT)
 CLASS = torch.tensor([4, 0, 2])
 
 
@@ -214,6 +215,27 @@ def test_where_nothing_speaks_for_the_class_the_map_is_zero() -> None:
     assert not class_activation_maps(network, images()).any()
 
 
+@pytest.mark.parametrize(
+    ("method", "layer"),
+    [*((method, None) for method in ("cam", *ANY_LAYER)), *((method, "conv1") for method in ANY_LAYER)],
+)
+def test_several_classes_of_an_image(method: Any, layer: str | None) -> None:
+    network, x = small(), images()
+    several = torch.stack([CLASS, (CLASS + 1) % CLASSES, CLASS, torch.zeros_like(CLASS)], 1)
+    maps, logits = maps_and_logits(network, x, several, method=method, layer=layer)
+    for number, column in enumerate(several.unbind(1)):
+        one, of_one = maps_and_logits(network, x, column, method=method, layer=layer)
+        torch.testing.assert_close(maps[:, number], one, rtol=0, atol=1e-6)
+        assert torch.equal(logits, of_one)
+
+
+def test_several_classes_take_one_forward_pass() -> None:
+    network, passes = small(), []
+    network.conv2.register_forward_hook(lambda *_: passes.append(1))
+    class_activation_maps(network, images(), torch.zeros(3, 4, dtype=torch.int64))
+    assert len(passes) == 1
+
+
 def test_images_need_not_be_square_and_maps_are_on_their_grid() -> None:
     x = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
     for method in ("grad_cam", "score_cam", "eigen_cam"):
@@ -240,6 +262,7 @@ def test_no_images() -> None:
     for method in ("grad_cam", "cam", "score_cam", "eigen_cam"):
         maps, logits = maps_and_logits(small(), images(0), method=method)  # type: ignore[arg-type]
         assert (maps.shape, maps.dtype, logits.shape) == ((0, 16, 16), torch.float32, (0, CLASSES))
+    assert class_activation_maps(small(), images(0), torch.zeros(0, 4, dtype=torch.int64)).shape == (0, 4, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +287,10 @@ def test_images_of_the_wrong_kind(x: Tensor) -> None:
         (torch.tensor([-1, 1, 2]), "they reach from -1 to 2"),
         (torch.tensor([0, 1]), "classes must be 3 integers, one per image"),
         (torch.tensor(1), "classes must be 3 integers"),
+        (torch.zeros(3, 0, dtype=torch.int64), "classes must be 3 integers, one per image, or 3×J"),
+        (torch.zeros(2, 3, dtype=torch.int64), "classes must be 3 integers"),
+        (torch.zeros(3, 1, 1, dtype=torch.int64), "classes must be 3 integers"),
+        (torch.tensor([[0, 1], [0, CLASSES], [0, 0]]), "they reach from 0 to 5"),
         (torch.tensor([0.0, 1.0, 2.0]), "classes must be 3 integers"),
     ],
 )

@@ -18,7 +18,7 @@ def coloured(labels, side=4):
 
 def map_of_class(images, classes):
     """The perfect map: where the class is."""
-    return (images[:, 0] == classes[:, None, None]).float()
+    return (images[:, :1] == classes[:, :, None, None]).float()
 
 
 def test_confidence_is_that_of_right_predictions():
@@ -36,8 +36,21 @@ def test_a_perfect_map_scores_one_and_others_what_they_deserve(cells):
     wrong = grid_pointing(lambda x, c: 1 - map_of_class(x, c), images, labels, chosen)
     assert (wrong == 0).all()
     for value in (1.0, 0.0):  # a map that knows nothing, or is blank: chance
-        blank = grid_pointing(lambda x, _, value=value: torch.full_like(x[:, 0], value), images, labels, chosen)
+        blank = grid_pointing(
+            lambda x, c, value=value: torch.full_like(map_of_class(x, c), value), images, labels, chosen
+        )
         torch.testing.assert_close(blank, torch.full_like(blank, 1 / cells**2))
+
+
+def test_each_cell_is_judged_by_the_map_of_its_own_class():
+    labels = torch.arange(4)
+    chosen = torch.tensor([[2, 0, 3, 1]])
+
+    def right_for_two_classes(images, classes):
+        return torch.where((classes < 2)[:, :, None, None], map_of_class(images, classes), 1.0)
+
+    found = grid_pointing(right_for_two_classes, coloured(labels), labels, chosen)
+    assert found.tolist() == [[0.25, 1.0, 0.25, 1.0]]
 
 
 def test_mosaics_put_cells_row_by_row_with_images_upright():
