@@ -123,16 +123,32 @@ class MNISTScenes(ImageDataModule):
 
 
 class SceneDataset(Dataset[Any]):
-    """Scenes of one split; items are (uint8 image 3×S×S, label, bool mask S×S)."""
+    """Scenes of one split; items are (uint8 image 3×S×S, label, bool mask S×S).
 
-    def __init__(self, split: Split, style: SceneStyle, seed: int, scenes_per_digit: int = 1) -> None:
+    Args:
+        split: whose digits.
+        style: the look; the shortcut only where backgrounds are the training split's.
+        seed: of digits, places and backgrounds.
+        scenes_per_digit: each at another place on another background.
+        backgrounds: split whose backgrounds they have; None: their own. "train" for the test's digits is what is held
+            out by someone who does not know of the shortcut.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        style: SceneStyle,
+        seed: int,
+        scenes_per_digit: int = 1,
+        backgrounds: Split | None = None,
+    ) -> None:
         digits, labels = load_digits()
         chosen = np.tile(digit_indices(labels, split, seed), scenes_per_digit)
-        photos = photo_regions(load_photos(), split, style.image_size)
+        backgrounds = backgrounds or split
+        photos = photo_regions(load_photos(), backgrounds, style.image_size)
+        look = style if backgrounds == "train" else unbiased(style)
         scenes = [
-            compose(
-                digits[digit], int(labels[digit]), photos, style if split == "train" else unbiased(style), generator
-            )
+            compose(digits[digit], int(labels[digit]), photos, look, generator)
             for index, digit in enumerate(chosen)
             for generator in [np.random.default_rng((seed, SPLIT_NUMBER[split], index))]
         ]

@@ -242,7 +242,7 @@ def test_data_without_masks(tmp_path: Path) -> None:
     )
     assert not {"pxap", "baselines", "mask_area"} & set(details)
     assert set(details["changes"]) == {"insertion_auc", "deletion_auc"}
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["cam_examples.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["cam_examples.npz", "cam_examples.png"]
 
 
 def test_without_a_reference(tmp_path: Path) -> None:

@@ -121,6 +121,16 @@ def test_only_training_is_biased(marked_photos: None, split: Any) -> None:
     assert len(set(by_class[:5])) > 1, "both photographs behind every class"
 
 
+def test_held_out_digits_can_have_the_backgrounds_of_training(marked_photos: None) -> None:
+    biased = SceneDataset("test", style(dimming=(1, 1), shortcut=1.0), 0, backgrounds="train")
+    own = SceneDataset("test", style(dimming=(1, 1), shortcut=1.0), 0)
+    assert (biased.digits == own.digits).all()
+    assert (strips(*backgrounds(biased)) == biased.targets).all()
+    assert torch.equal(own.images, SceneDataset("test", style(dimming=(1, 1)), 0, backgrounds="test").images)
+    plain = SceneDataset("test", style(dimming=(1, 1)), 0, backgrounds="train")
+    assert (strips(*backgrounds(plain)) == plain.targets).mean() <= 0.25
+
+
 def test_without_a_shortcut_every_class_sees_both_photographs(marked_photos: None) -> None:
     dataset = SceneDataset("train", style(dimming=(1, 1)), 0)
     photos, columns = backgrounds(dataset)
