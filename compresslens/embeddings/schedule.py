@@ -12,25 +12,31 @@ from openTSNE import TSNEEmbedding
 from compresslens.embeddings.distances import Floats
 
 EVERY = 20  # iterations between two looks at the clock
-EXAGGERATION = 12
 _DOUBLINGS = 10
-_AS_GOOD = 1.05  # a size may cost so much divergence, relative to the best, if it is that of the other map
+_AS_GOOD = 1.25  # a size may cost so much divergence, relative to the best, if it is that of the other map
 _FEW, _MANY = 1_000, 20_000
 
 Progress = Callable[[int, int], object]
 
 
 class Schedule(NamedTuple):
-    """Iterations with the affinities exaggerated by twelve, and as they are."""
+    """Iterations with the affinities exaggerated by a factor, and as they are."""
 
     gather: int
+    exaggeration: int
     refine: int
 
+    @property
+    def iterations(self) -> int:
+        """Both."""
+        return self.gather + self.refine
 
-FIT = Schedule(250, 250)
+
+FIT = Schedule(250, 12, 250)
 # Gathered from a map instead of from principal components. Gathering is not to be left out: without it a network whose
-# features say nothing keeps the clusters of the map that it started from.
-ALIGNED_FIT = Schedule(50, 45)
+# features say nothing keeps the clusters of the map that it started from. At the usual twelve, samples cross the whole
+# map, and those of a similar network come to lie elsewhere.
+ALIGNED_FIT = Schedule(50, 4, 45)
 
 
 class Optimization:
@@ -43,7 +49,7 @@ class Optimization:
 
     def __init__(self, schedule: Schedule, seconds: float | None, progress: Progress | None) -> None:
         self.schedule = schedule
-        self.planned = sum(schedule)
+        self.planned = schedule.iterations
         self.done = 0
         self._stopped = False
         self._end = None if seconds is None else time.monotonic() + seconds
@@ -60,12 +66,13 @@ class Optimization:
         """
         samples = len(start)
         embedding = TSNEEmbedding(start, affinities, n_jobs=1)
-        self._iterate(embedding, self.schedule.gather, exaggeration=EXAGGERATION, momentum=0.8, **_gathering(samples))
+        gather, exaggeration, refine = self.schedule
+        self._iterate(embedding, gather, exaggeration=exaggeration, momentum=0.8, **_gathering(samples))
         if size is not None and not self._stopped:
             spread = embedding * _best_factor(embedding, affinities, size)
             embedding = TSNEEmbedding(spread, affinities, n_jobs=1)
         speed = _growing(samples) if size is None else _settling(samples)
-        self._iterate(embedding, self.schedule.refine, **speed, **_refining(samples))
+        self._iterate(embedding, refine, **speed, **_refining(samples))
         return np.array(embedding)
 
     def _iterate(self, embedding: TSNEEmbedding, iterations: int, **settings: Any) -> None:
@@ -112,9 +119,10 @@ def _gathering(samples: int) -> dict[str, Any]:
 def _growing(samples: int) -> dict[str, Any]:
     """The usual 500 iterations (scikit-learn: 750) of momentum 0.8 are mostly spent on letting the map grow.
 
-    With eight times the step in the long run 250 reach the same divergence, or less.
+    With eight times the step in the long run 250 reach the same divergence. Small maps need no such haste: they would
+    fly apart.
     """
-    return {"momentum": 0.95, "learning_rate": 2 * samples}
+    return _settling(samples) if samples < _FEW else {"momentum": 0.95, "learning_rate": 2 * samples}
 
 
 def _settling(samples: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from compresslens.embeddings.divergence import kl_divergence
 from compresslens.embeddings.schedule import ALIGNED_FIT, FIT, Optimization, Progress, radius
 from compresslens.errors import UserError
 
-_SMALL = 1e-4  # standard deviation of a map to start from (Kobak & Berens 2019)
+_SMALL = 1e-4  # standard deviation of principal components to start from (Kobak & Berens 2019)
+_SHRUNK = 0.1  # and of a reference's map
 _JITTER = 1e-2  # share of that, so that equal samples do not stay glued together
 
 
@@ -143,7 +144,7 @@ def tsne(
         components = reduced.fit_transform(points)
         space = _Space(reduced, float(components[:, 0].std()), points.shape[1])
         affinities = exact_affinities(components / space.unit, perplexity)
-        start = _start(components[:, :2] if reference is None else reference, seed)
+        start = _start(components[:, :2], _SMALL, seed) if reference is None else _start(reference, _SHRUNK, seed)
         positions = optimization.run(start, affinities, None if reference is None else radius(reference))
     positions -= positions.mean(0)
     return Embedding(
@@ -163,12 +164,12 @@ def exact_affinities(points: Floats, perplexity: float) -> PerplexityBasedNN:
     return PerplexityBasedNN(knn_index=index, perplexity=perplexity, n_jobs=1)
 
 
-def _start(positions: Floats, seed: int) -> Floats:
-    """Shrunk to a small size, in two columns, with a little noise."""
+def _start(positions: Floats, spread: float, seed: int) -> Floats:
+    """Shrunk to a standard deviation, in two columns, with a little noise."""
     start = np.zeros((len(positions), 2))
     start[:, : positions.shape[1]] = positions - positions.mean(0)
-    start *= _SMALL / start.std(0).max()
-    return start + np.random.default_rng(seed).normal(0, _SMALL * _JITTER, start.shape)
+    start *= spread / start.std(0).max()
+    return start + np.random.default_rng(seed).normal(0, spread * _JITTER, start.shape)
 
 
 def _turned(positions: Floats, reference: Floats) -> Floats:
