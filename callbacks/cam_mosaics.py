@@ -18,7 +18,7 @@ from compresslens.cams.columns import MODEL, REFERENCE
 from compresslens.cams.findings import mean_metric, mean_summary
 from compresslens.cams.grid_pointing import choose_cells, grid_pointing
 from compresslens.errors import UserError
-from compresslens.export.evaluation import evaluation_mode
+from compresslens.networks.modes import evaluation_mode
 from compresslens.networks.names import first_line
 from compresslens.reporting.metric import Metric
 from datamodules.transformed import collate

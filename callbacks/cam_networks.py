@@ -9,9 +9,9 @@ from torch import nn
 
 from compresslens.cams import Method, maps_and_logits
 from compresslens.errors import UserError
-from compresslens.export.evaluation import device_of, dtype_of
 from compresslens.networks import PixelNetwork
 from compresslens.networks.changes import changes_of
+from compresslens.networks.modes import device_of, dtype_of
 from compresslens.networks.taps import unwrap
 from compresslens.networks.weights import load_weights
 

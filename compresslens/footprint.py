@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslens.export.evaluation import device_of, dtype_of, evaluation_mode
 from compresslens.export.safetensors_recipe import DEFLATE_LEVEL, serialized
+from compresslens.networks.modes import device_of, dtype_of, evaluation_mode
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from compresslens.attacks.ray import ray_search
 from compresslens.attacks.refine import refine as refine_search
 from compresslens.attacks.result import NEVER, AttackResult, least_distance
 from compresslens.attacks.search import Search
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 # Of a perturbation that fools the twin, which computes nearly the same: most fool the artefact between .97 and 1.03.
 NEAR = (0.9, 0.97, 1.0, 1.01, 1.03, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
@@ -114,7 +114,7 @@ def _offsets(twin: nn.Module, images: Tensor, labels: Tensor, white: AttackResul
     offsets, spent = white.adversarials - images, white.gradient_evaluations.clone()
     wrong = torch.nonzero(white.l2 == 0)[:, 0]
     if len(wrong):
-        with attackable(twin):
+        with input_gradients(twin):
             search = Search(twin, images[wrong], labels[wrong])
             everything = torch.arange(len(wrong), device=wrong.device)
             margins, gradients, _ = search.evaluate(everything, search.images, torch.zeros_like(search.distance))
@@ -135,7 +135,7 @@ def _refined(
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for rows in torch.arange(len(images), device=images.device).split(chunk_size):
-        with attackable(twin):
+        with input_gradients(twin):
             search = Search(twin, images[rows], labels[rows])
             everything = torch.arange(len(rows), device=rows.device)
             for start in starts:

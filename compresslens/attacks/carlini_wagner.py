@@ -15,7 +15,7 @@ from compresslens.attacks.projection import project
 from compresslens.attacks.refine import refine as refine_search
 from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.search import Observer, Search, forward_rows, logits_in_chunks
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 Solver = Literal["projection", "adam"]
 FURTHER = (1.0, 1.001, 1.01)  # factors of the perturbation that the last check tries
@@ -85,7 +85,7 @@ def carlini_wagner_l2(
             raise ValueError("a target is the label itself; a targeted attack needs another class")
     targeted = targets is not None
     space = space or ("tanh" if schedule == "paper" else "box")
-    with attackable(network):
+    with input_gradients(network):
         images, labels = _plain(images).contiguous(), _plain(labels)  # laid out as what is verified
         aims = labels if targets is None else _plain(targets)
         result = _nothing(images)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compresslens.attacks.margin import margin
 from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 
 def gradient_seconds(network: nn.Module, images: Tensor, labels: Tensor, repeats: int = 3) -> float:
@@ -22,7 +22,7 @@ def gradient_seconds(network: nn.Module, images: Tensor, labels: Tensor, repeats
         repeats: the median of so many counts; one more before them does not.
     """
     taken = []
-    with attackable(network):
+    with input_gradients(network):
         for _ in range(repeats + 1):
             began = now(images.device)
             inputs = images.detach().requires_grad_(True)

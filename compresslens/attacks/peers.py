@@ -19,8 +19,8 @@ from compresslens.attacks.checks import check_images, check_labels, check_logits
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
 from compresslens.errors import UserError
+from compresslens.networks.modes import input_gradients
 from compresslens.random_state import seeded
 
 WRAPPERS = ("LGV", "MultiAttack")  # train the network, or combine attacks: not attacks on one network
@@ -61,7 +61,7 @@ def torchattacks_attack(
     check_images(images)
     check_labels("labels", labels, images)
     chosen, options = _choose(attack, {"seed": seed, **options})
-    with attackable(network):
+    with input_gradients(network):
         images, labels = images.detach().clone(), labels.clone()
         result = AttackResult(
             adversarials=images.clone(),
@@ -99,7 +99,7 @@ class StandIn(nn.Module):
     """What torchattacks gets to see of a network: it computes the same but owns neither its modules nor its parameters.
 
     Args:
-        network: in the state of `compresslens.attacks.state.attackable`.
+        network: in the state of `compresslens.networks.modes.input_gradients`.
         images: N×C×H×W, those under attack.
         labels: N.
 

@@ -9,7 +9,7 @@ from compresslens.attacks.checks import check_images, check_labels, check_logits
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 FACTORS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 
@@ -56,7 +56,7 @@ def ray_search(
     if directions.shape != images.shape:
         raise ValueError(f"directions have shape {tuple(directions.shape)}, images {tuple(images.shape)}")
     aims = labels if targets is None else targets
-    with attackable(network), torch.no_grad():
+    with input_gradients(network), torch.no_grad():
         images, directions, aims = (t.clone(memory_format=torch.contiguous_format) for t in (images, directions, aims))
         adversarials = images.clone()
         factor = torch.full((len(images),), torch.inf, dtype=images.dtype, device=images.device)

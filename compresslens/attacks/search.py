@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compresslens.attacks.margin import UNTARGETED, is_adversarial, lane_margin, margin
 from compresslens.attacks.result import NEVER, Evaluation
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 Observer = Callable[[Evaluation], None]
 MIN_ROWS = 16  # of a network call; smaller ones use CPU kernels that sum in another order
@@ -26,7 +26,7 @@ def forward_rows(network: nn.Module, images: Tensor) -> Tensor:
 
 def logits_in_chunks(network: nn.Module, images: Tensor, chunk_size: int = 64) -> Tensor:
     """Logits N×C of at least one image, in eval mode and without autograd; the network is left as it was."""
-    with attackable(network), torch.no_grad():
+    with input_gradients(network), torch.no_grad():
         return torch.cat([forward_rows(network, part) for part in images.split(chunk_size)])
 
 
@@ -36,7 +36,7 @@ class Search:
     Points are rows of D = C·H·W pixels. A row belongs to an image; an image may have several rows (lanes).
 
     Args:
-        network: in the state of `compresslens.attacks.state.attackable`.
+        network: in the state of `compresslens.networks.modes.input_gradients`.
         images: N×C×H×W in [0, 1].
         labels: N, the class to get away from, or with `targeted` the class to get to.
         targeted: see `labels`.

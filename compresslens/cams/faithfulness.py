@@ -16,7 +16,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from compresslens.cams.imputation import impute
 from compresslens.cams.shapes import check_maps
-from compresslens.export.evaluation import evaluation_mode
+from compresslens.networks.modes import evaluation_mode
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresslens.cams.graphs import find_graph_layer, flat_graph, graph_tap
 from compresslens.cams.pooling import PoolingTap
 from compresslens.errors import UserError
 from compresslens.networks.taps import feature_taps, find_layer
+from compresslens.quantization.graphs import find_graph_layer, flat_graph, graph_tap
 
 
 @dataclass
@@ -35,7 +35,7 @@ def tapped_pass(network: nn.Module, images: Tensor, layer: str | None) -> Pass:
     """Runs a network, up to the layer without autograd.
 
     Args:
-        network: in eval mode, with autograd available: see `compresslens.attacks.state.attackable`. The inside of
+        network: in eval mode, with autograd available: see `compresslens.networks.modes.input_gradients`. The inside of
             compiled modules runs uncompiled.
         images: N×3×H×W with N ≥ 1.
         layer: dotted name; None: whatever the global pooling takes, see `PoolingTap`.

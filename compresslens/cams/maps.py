@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresslens.attacks.state import attackable
 from compresslens.cams.gradient_free import eigen_cam, plain_cam, score_cam
-from compresslens.cams.graphs import is_converted
 from compresslens.cams.layers import Pass, tapped_pass
 from compresslens.errors import UserError
+from compresslens.networks.modes import input_gradients
+from compresslens.quantization.graphs import is_converted
 
 Method = Literal["cam", "grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "score_cam", "eigen_cam"]
 GRADIENT_FREE = ("cam", "eigen_cam", "score_cam")
@@ -82,7 +82,7 @@ def maps_and_logits(
             f"method '{method}' needs a gradient, which a converted INT8 network does not have: use one of "
             f"{', '.join(GRADIENT_FREE)}, or the network with fake quantizers that it was converted from"
         )
-    with attackable(network):
+    with input_gradients(network):
         images = images.detach().clone() if images.is_inference() else images.detach()
         if len(images) == 0:
             with torch.no_grad():

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, fx, nn
 
-from compresslens.cams.graphs import flat_graph, interpreted
 from compresslens.errors import UserError
 from compresslens.networks.taps import feature_taps, unwrap
+from compresslens.quantization.graphs import flat_graph, interpreted
 
 FEATURES, LOGITS = "features", "logits"
 _CLASSIFIERS = ("aten.linear", "aten.addmm", "aten.conv")

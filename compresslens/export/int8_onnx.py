@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresslens.export.evaluation import evaluation_mode
+from compresslens.networks.modes import evaluation_mode
 
 BATCH = 32
 LEVELS = 255

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from compresslens.cams import class_activation_maps, maps_and_logits
-from compresslens.cams.graphs import flat_graph, graph_layers, is_converted
 from compresslens.errors import UserError
 from compresslens.footprint import count_macs
 from compresslens.low_rank import factorize
 from compresslens.networks import create_network
 from compresslens.pruning.channels import remove_channels, select_channels
 from compresslens.quantization import calibrate, convert, fake_quantize, learn_steps
+from compresslens.quantization.graphs import flat_graph, graph_layers, is_converted
 from tests.pruning.networks import Depthwise, trained
 from tests.quantization.networks import images as noise
 from tests.quantization.networks import residual
@@ -107,11 +107,11 @@ def test_layers_of_a_graph_have_the_names_of_the_network(network: Any, twin: Any
     assert flat_graph(network) is None
     with torch.no_grad():
         first = network.backbone.bn1(network.backbone.stem(network.normalize(blobs())))
-    from compresslens.attacks.state import attackable
     from compresslens.cams.layers import tapped_pass
+    from compresslens.networks.modes import input_gradients
 
     for quantized in (twin, int8):
-        with attackable(quantized):
+        with input_gradients(quantized):
             found = tapped_pass(quantized, blobs(), "stem").activations.detach()
         assert (found - first).abs().mean() < 0.02 * first.abs().mean()
 

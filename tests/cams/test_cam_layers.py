@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresslens.attacks.state import attackable
 from compresslens.cams import class_activation_maps
 from compresslens.cams.layers import Pass, tapped_pass
 from compresslens.errors import UserError
 from compresslens.networks import PixelNetwork, create_network
+from compresslens.networks.modes import input_gradients
 from tests.cams.networks import CLASSES, POOLED, Small, images, mean, small
 from tests.lightning_modules.tiny import TinyNetwork
 
 
 def run(network: nn.Module, x: Tensor, layer: str | None = None) -> Pass:
-    with attackable(network):
+    with input_gradients(network):
         return tapped_pass(network, x, layer)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from compresslens.cams.sanity import depends_on_weights, randomization_similarity, shuffled_weights
 from compresslens.cams.similarity import pearson_correlation
 from compresslens.errors import UserError
-from compresslens.export.evaluation import evaluation_mode
+from compresslens.networks.modes import evaluation_mode
 
 
 def network():

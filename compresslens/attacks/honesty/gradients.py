@@ -9,7 +9,7 @@ from compresslens.attacks.honesty.check import Check, Curve, graded
 from compresslens.attacks.honesty.trace import Trace, is_useless, useless_curve
 from compresslens.attacks.margin import margin
 from compresslens.attacks.search import forward_rows
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 USELESS = 0.05  # greatest share of gradients that may be zero or not a number
 
@@ -43,7 +43,7 @@ def useless_gradients(network: nn.Module, images: Tensor, labels: Tensor, chunk_
         chunk_size: images at a time.
     """
     useless = torch.ones_like(labels, dtype=torch.bool)
-    with attackable(network):
+    with input_gradients(network):
         for rows in torch.arange(len(images), device=images.device).split(chunk_size):
             inputs = images[rows].clone().requires_grad_(True)
             margins = margin(forward_rows(network, inputs), labels[rows].clone())

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresslens.attacks.state import attackable
+from compresslens.networks.modes import input_gradients
 
 
 def network():
@@ -24,7 +24,7 @@ def test_everything_is_put_back(fails):
     net = network()
     before, buffers = state(net), [b.clone() for b in net.buffers()]
     random = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError) if fails else torch.no_grad(), attackable(net):
+    with pytest.raises(ZeroDivisionError) if fails else torch.no_grad(), input_gradients(net):
         assert not any(module.training for module in net.modules())
         assert not any(p.requires_grad for p in net.parameters())
         images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -41,7 +41,7 @@ def test_everything_is_put_back(fails):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_gradients_whatever_the_mode_of_the_caller(mode):
     net = network()
-    with mode(), attackable(net):
+    with mode(), input_gradients(net):
         images = torch.rand(2, 3, 6, 6).requires_grad_()
         logits = net(images)
         assert logits.dtype == torch.float32

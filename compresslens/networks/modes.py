@@ -1,4 +1,4 @@
-"""A network under attack: only its input moves."""
+"""Running a network without leaving a trace in it: to evaluate it, or for gradients of its input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def attackable(network: nn.Module) -> Iterator[nn.Module]:
+def input_gradients(network: nn.Module) -> Iterator[nn.Module]:
     """Within the block the network is in eval mode, its parameters are frozen, and gradients of inputs are available.
 
     Frozen parameters spare their part of the backward pass and cannot accumulate gradients. Autocast is off: with
@@ -39,3 +39,35 @@ def attackable(network: nn.Module) -> Iterator[nn.Module]:
             module.training = was
         for parameter, was in requires_grad:
             parameter.requires_grad_(was)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Within the block the network evaluates, without autograd; afterwards its modes and the random state are back.
+
+    Inference mode is left, too: libraries that look at every operator do not get along with it. The flags are set one
+    by one: graphs of `torch.export` refuse `eval()`.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    device = device_of(network)
+    try:
+        for module, _ in modes:
+            module.training = False
+        devices = [device] if device.type == "cuda" else []
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where its parameters (or, if it has none, its buffers) are; the CPU if there are neither."""
+    tensor = next(network.parameters(), next(network.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type of its floating-point parameters; float32 if it has none."""
+    found = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    return torch.float32 if found is None else found
