@@ -13,10 +13,9 @@ from torch import Tensor
 
 from callbacks.results import Results
 from compresslens.reporting.metric import Metric
+from compresslens.samples import Columns
 from compresslens.statistics import expected_calibration_error, wilson_interval
 from datamodules.samplers import evaluation_indices
-
-Columns = dict[str, npt.NDArray[Any]]
 
 
 class Accuracy(pl.Callback):

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from callbacks.accuracy import Columns, gather
+from callbacks.accuracy import gather
 from callbacks.cam_mosaics import Mosaics, grid_pointing_findings
 from callbacks.cam_networks import check_maps_of, load_second_reference
 from callbacks.cam_report import EXAMPLES, details, figures, kept, pictures
@@ -17,10 +17,11 @@ from callbacks.probe_images import Chunk, Share
 from compresslens.cams import Method, maps_and_logits
 from compresslens.cams import columns as per_image
 from compresslens.cams import findings as overall
-from compresslens.cams.columns import MODEL, REFERENCE, SECOND
+from compresslens.cams.columns import SECOND
 from compresslens.cams.grid_pointing import confidences
 from compresslens.cams.shapes import constant
 from compresslens.errors import UserError
+from compresslens.samples import MODEL, REFERENCE, Columns
 
 KEPT = ("index", "cam_", f"{REFERENCE}cam_", f"{SECOND}cam_")  # beginnings of what goes to `samples.parquet`
 

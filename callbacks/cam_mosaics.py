@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from callbacks.accuracy import Columns, gather
+from callbacks.accuracy import gather
 from callbacks.probe_images import Share
-from compresslens.cams.columns import MODEL, REFERENCE
-from compresslens.cams.findings import mean_metric, mean_summary
 from compresslens.cams.grid_pointing import choose_cells, grid_pointing
 from compresslens.errors import UserError
 from compresslens.networks.modes import evaluation_mode
 from compresslens.networks.names import first_line
 from compresslens.reporting.metric import Metric
+from compresslens.samples import MODEL, REFERENCE, Columns, mean_metric, mean_summary
 from datamodules.transformed import collate
 
 Mosaics = dict[int, int]
@@ -93,7 +92,7 @@ def _refusal(networks: dict[str, nn.Module], share: Share, cells: int) -> str | 
         try:
             with evaluation_mode(network):
                 network(blank)
-        except Exception as error:  # of many kinds: assertions of captured graphs, shapes that do not fit
+        except (AssertionError, RuntimeError, ValueError) as error:  # captured graphs assert; shapes do not fit
             name = "reference" if prefix == REFERENCE else "model"
             return (
                 f"the mosaics of {cells}×{cells} images were shrunk to the size of one, for all networks alike, since "

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from callbacks.accuracy import Columns
 from callbacks.probe import Drawing
 from callbacks.probe_images import Chunk
 from compresslens.cams import findings as overall
-from compresslens.cams.columns import BASELINES, MODEL, REFERENCE
-from compresslens.cams.findings import LOCALIZATION, mean_metric
+from compresslens.cams.columns import BASELINES
+from compresslens.cams.findings import LOCALIZATION
+from compresslens.samples import MODEL, REFERENCE, Columns, mean_metric
 
 EXAMPLES = 6  # images in the figure
 NAMES = {"cam": "CAM", "grad_cam": "Grad-CAM", "grad_cam_plus_plus": "Grad-CAM++", "hires_cam": "HiResCAM"}

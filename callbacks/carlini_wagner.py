@@ -7,15 +7,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from callbacks.accuracy import Columns, gather
+from callbacks.accuracy import gather
 from callbacks.carlini_wagner_report import EXAMPLES, artefact_details, figures, notes, pictures
 from callbacks.probe import Findings, Probe
 from callbacks.probe_images import Chunk, Share
-from compresslens.attacks.paired import MODEL, REFERENCE, Pair, attack_cost, attack_pair
+from compresslens.attacks.paired import Pair, attack_cost, attack_pair
 from compresslens.attacks.robustness import cost_metrics, distance_metrics, harder, slower
 from compresslens.attacks.victim import Victim
 from compresslens.errors import UserError
 from compresslens.export.latency import processor
+from compresslens.samples import MODEL, REFERENCE, Columns
 
 LOW_PRECISION = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.accuracy import Columns
 from callbacks.probe import Drawing
 from callbacks.probe_images import Chunk
-from compresslens.attacks.paired import MODEL, REFERENCE, Pair
+from compresslens.attacks.paired import Pair
 from compresslens.attacks.robustness import median_interval
 from compresslens.attacks.victim import Victim, predict
 from compresslens.reporting.metric import finite
+from compresslens.samples import MODEL, REFERENCE, Columns
 
 EXAMPLES = 5  # images in the figure
 

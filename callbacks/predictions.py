@@ -8,8 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from callbacks.accuracy import Columns, gather
+from callbacks.accuracy import gather
 from compresslens import runs
+from compresslens.samples import Columns
 from datamodules.samplers import evaluation_indices
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 
-from callbacks.accuracy import Columns
 from callbacks.probe_images import Share, in_turn
 from callbacks.probe_state import undisturbed
 from callbacks.results import Results
 from compresslens import runs
 from compresslens.errors import UserError
 from compresslens.reporting.metric import Metric, finite
+from compresslens.samples import Columns
 from datamodules.selection import balanced_indices
 
 Drawing = Callable[[Path], None]

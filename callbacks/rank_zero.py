@@ -25,7 +25,7 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
     if distributed.get_rank() == 0:
         try:
             parcel[0] = pickle.dumps((work(), None))  # here, since a failure of pickling must reach the others, too
-        except Exception as error:
+        except Exception as error:  # raised below, on all ranks; a rank that is told nothing waits for ever
             failure = error
             parcel[0] = _pickled(error)
     distributed.broadcast_object_list(parcel, src=0)
@@ -43,5 +43,5 @@ def _pickled(error: Exception) -> bytes:
         parcel = pickle.dumps((None, error))
         pickle.loads(parcel)  # exceptions whose constructor wants more than a message can be written, but not read
         return parcel
-    except Exception:
+    except Exception:  # pickling calls the exception's own code, which may raise anything
         return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.accuracy import Columns, gather
+from callbacks.accuracy import gather
 from callbacks.probe import Drawing, Findings, Probe
 from callbacks.probe_images import Share
 from callbacks.rank_zero import on_rank_zero
-from callbacks.tsne_report import NAMES, evaluate, maps_to_draw
+from callbacks.tsne_report import evaluate, maps_to_draw
 from compresslens.embeddings.features import FEATURES, LOGITS, tapped_features
-from compresslens.embeddings.findings import MODEL, REFERENCE
 from compresslens.errors import UserError
 from compresslens.reporting.tsne_figure import draw_maps
 from compresslens.reporting.tsne_page import write_page
+from compresslens.samples import MODEL, NAMES, REFERENCE, Columns
 from datamodules.samplers import evaluation_indices
 from datamodules.selection import balanced_indices
 

@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from callbacks.accuracy import Columns
 from callbacks.probe import Findings
 from callbacks.probe_images import Share, progress_bar
 from compresslens.embeddings.findings import (
-    MODEL,
-    REFERENCE,
     Seen,
     displacement_column,
     embedding_details,
@@ -25,8 +22,7 @@ from compresslens.embeddings.findings import (
 from compresslens.embeddings.tsne import Embedding, tsne
 from compresslens.errors import UserError
 from compresslens.reporting.tsne_figure import FeatureMap, Maps
-
-NAMES = {MODEL: "model", REFERENCE: "reference"}
+from compresslens.samples import MODEL, NAMES, REFERENCE, Columns
 
 
 def evaluate(samples: Columns, share: Share, notes: Sequence[str], *, perplexity: float, neighbours: int) -> Findings:

@@ -14,9 +14,7 @@ from compresslens.attacks.carlini_wagner import carlini_wagner_l2
 from compresslens.attacks.cost import gradient_seconds, now
 from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.victim import Victim, predict
-
-Columns = dict[str, npt.NDArray[Any]]
-MODEL, REFERENCE = "", "reference_"
+from compresslens.samples import MODEL, REFERENCE, Columns
 
 
 @dataclass(frozen=True)

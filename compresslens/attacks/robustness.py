@@ -9,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compresslens.reporting.metric import Metric
+from compresslens.samples import Columns, Floats
 from compresslens.statistics import Interval, bootstrap_interval, paired_difference_interval, wilson_interval
-
-Floats = npt.NDArray[np.float64]
-Columns = dict[str, npt.NDArray[Any]]
 
 
 def median_interval(values: Floats) -> tuple[float, Interval | None]:

@@ -7,7 +7,6 @@ those of maps that know nothing with "centre_gaussian_" and "random_".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,9 @@ from compresslens.cams.faithfulness import deletion_auc, insertion_auc
 from compresslens.cams.localization import energy_in_mask, mask_area, pointing_game
 from compresslens.cams.sanity import randomization_similarity
 from compresslens.cams.similarity import pearson_correlation, structural_similarity, top_area_iou
+from compresslens.samples import Columns
 
-Columns = dict[str, npt.NDArray[Any]]
-MODEL, REFERENCE, SECOND = "", "reference_", "second_reference_"
+SECOND = "second_reference_"
 BASELINES = ("centre_gaussian_", "random_")
 BLUR = 11, 5.0  # of insertion, see there
 STEPS = 10  # of insertion and deletion: against 128, the area of an image is off by 0.01, the mean by less than 0.005

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,10 @@ import numpy.typing as npt
 import torch
 
 from compresslens.cams.box_accuracy import max_box_accuracy, pixel_average_precision
-from compresslens.cams.columns import BASELINES, MODEL, REFERENCE, SANITY_SHARES, SECOND, Columns
+from compresslens.cams.columns import BASELINES, SANITY_SHARES, SECOND
 from compresslens.cams.sanity import depends_on_weights
 from compresslens.reporting.metric import Metric, finite
-from compresslens.statistics import bootstrap_interval, paired_difference_interval
+from compresslens.samples import MODEL, NAMES, REFERENCE, Columns, mean_metric, mean_summary, paired_change
 
 LOCALIZATION = ("pointing_game", "energy_in_mask", "max_box_acc_v2")
 SIMILARITY = {"pearson": "cam_similarity", "ssim": "cam_ssim", "top_area_iou": "cam_top_area_iou"}
@@ -46,39 +45,14 @@ def map_metrics(samples: Columns) -> dict[str, Metric]:
     return metrics
 
 
-def mean_metric(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64] | None = None) -> Metric:
-    """Mean of the values that are defined, with its interval; beside the reference's mean on the same images."""
-    known = ~np.isnan(values) if others is None else ~np.isnan(values) & ~np.isnan(others)
-    n = int(known.sum())
-    if n == 0:
-        return Metric(math.nan, None, 0)
-    reference = None if others is None else float(others[known].mean())
-    return Metric(float(values[known].mean()), bootstrap_interval(values[known]), n, reference)
-
-
-def mean_summary(values: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Mean, interval and number of the values that are defined, plain."""
-    metric = mean_metric(values).as_json()
-    return {name: metric[name] for name in ("value", "ci95", "n")}
-
-
 def changes(samples: Columns) -> dict[str, Any]:
     """Model minus reference, in pairs of the same image, with interval: 0 outside of it, and the two differ."""
     found = {
-        name: _change(samples[f"cam_{name}"], samples[f"{REFERENCE}cam_{name}"])
+        name: paired_change(samples[f"cam_{name}"], samples[f"{REFERENCE}cam_{name}"])
         for name in SAMPLED
         if f"{REFERENCE}cam_{name}" in samples
     }
     return {name: change for name, change in found.items() if change is not None}
-
-
-def _change(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> dict[str, Any] | None:
-    known = ~np.isnan(ours) & ~np.isnan(theirs)
-    if not known.any():
-        return None
-    interval = paired_difference_interval(ours[known], theirs[known])
-    change = float((ours[known] - theirs[known]).mean())
-    return {"change": change, "ci95": list(interval), "n": int(known.sum())}
 
 
 def similarities(samples: Columns) -> dict[str, Any]:
@@ -101,7 +75,9 @@ def _floor(samples: Columns) -> dict[str, Any]:
     return {
         **{name: mean_summary(values) for name, values in seconds.items()},
         "right": mean_summary(samples[f"{SECOND}cam_right"].astype(np.float64)),
-        "model_minus_second": {name: _change(samples[SIMILARITY[name]], values) for name, values in seconds.items()},
+        "model_minus_second": {
+            name: paired_change(samples[SIMILARITY[name]], values) for name, values in seconds.items()
+        },
     }
 
 
@@ -115,7 +91,7 @@ def baselines(samples: Columns) -> dict[str, Any]:
 
 def average_precision(pixels: Columns) -> dict[str, float | None]:
     """PxAP of model, reference and baselines."""
-    names = {MODEL: "model", REFERENCE: "reference"} | {prefix: prefix.rstrip("_") for prefix in BASELINES}
+    names = NAMES | {prefix: prefix.rstrip("_") for prefix in BASELINES}
     return {
         name: finite(float(pixel_average_precision(torch.from_numpy(pixels[f"{prefix}pixels"].sum(0)))))
         for prefix, name in names.items()

@@ -17,10 +17,9 @@ from compresslens.embeddings.quality import continuity, knn_correct, silhouettes
 from compresslens.embeddings.tsne import Embedding
 from compresslens.errors import UserError
 from compresslens.reporting.metric import Metric, finite
-from compresslens.statistics import bootstrap_interval, paired_difference_interval
+from compresslens.samples import MODEL, REFERENCE, Columns, Floats, mean_summary, paired_change
+from compresslens.statistics import bootstrap_interval
 
-Columns = dict[str, npt.NDArray[Any]]
-MODEL, REFERENCE = "", "reference_"  # before the names of columns
 METRICS = {
     "knn_accuracy": "embedding_knn",
     "silhouette": "embedding_silhouette",
@@ -106,7 +105,7 @@ def embedding_metrics(samples: Columns, model: Seen, reference: Seen | None) -> 
         if ours is None and theirs is not None:
             ours = np.full(len(theirs), math.nan)
         if ours is not None:
-            metrics[f"embedding/{name}"] = mean_metric(ours, theirs)
+            metrics[f"embedding/{name}"] = whole_metric(ours, theirs)
     if reference is None or not (model.finite and reference.finite) or len(model.features) < LEAST_FOR_CKA:
         return metrics
     value = linear_cka(model.features, reference.features)
@@ -115,8 +114,11 @@ def embedding_metrics(samples: Columns, model: Seen, reference: Seen | None) -> 
     return metrics
 
 
-def mean_metric(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64] | None = None) -> Metric:
-    """Mean with its bootstrap interval, and the reference's; NaN and None where it is not defined for some image."""
+def whole_metric(values: Floats, others: Floats | None = None) -> Metric:
+    """Mean over all images, and the reference's: these measures are about a whole set, and defined for all or for none.
+
+    The reference's figure is there even where the model has none.
+    """
     reference = None if others is None or not np.isfinite(others).all() else float(others.mean())
     if not np.isfinite(values).all():
         return Metric(math.nan, None, len(values), reference)
@@ -132,9 +134,7 @@ def embedding_details(
         if seen is None or seen.embedding is None:
             continue
         of_map: dict[str, Any] = {
-            column: _plain(mean_metric(samples[f"{prefix}{column}"]))
-            for column in MAP_ONLY
-            if f"{prefix}{column}" in samples
+            column: mean_summary(samples[f"{prefix}{column}"]) for column in MAP_ONLY if f"{prefix}{column}" in samples
         }
         of_map |= {"kl_divergence": finite(seen.embedding.kl_divergence), "finished": seen.embedding.finished}
         of_map |= {"iterations": seen.embedding.iterations, "variance_kept": finite(seen.embedding.variance)}
@@ -142,7 +142,10 @@ def embedding_details(
     if reference is None:
         return details
     details["changes"] = {
-        name: change for name in (*METRICS.values(), *MAP_ONLY[:1]) if (change := _change(samples, name)) is not None
+        name: change
+        for name in (*METRICS.values(), *MAP_ONLY[:1])
+        if {name, f"{REFERENCE}{name}"} <= samples.keys()
+        and (change := paired_change(samples[name], samples[f"{REFERENCE}{name}"])) is not None
     }
     if model.finite and reference.finite:
         drift = geometry_drift(model.features, reference.features, labels)
@@ -150,20 +153,5 @@ def embedding_details(
     if model.embedding is not None and reference.embedding is not None:
         moved = centroid_drift(model.embedding.positions, reference.embedding.positions, labels)
         details["centroid_drift"] = {str(label): finite(value) for label, value in moved.items()}
-        details["displacement"] = _plain(mean_metric(samples["tsne_displacement"]))
+        details["displacement"] = mean_summary(samples["tsne_displacement"])
     return details
-
-
-def _change(samples: Columns, name: str) -> dict[str, Any] | None:
-    if f"{REFERENCE}{name}" not in samples or name not in samples:
-        return None
-    ours, theirs = samples[name], samples[f"{REFERENCE}{name}"]
-    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
-        return None
-    interval = paired_difference_interval(ours, theirs)
-    return {"change": float((ours - theirs).mean()), "ci95": list(interval), "n": len(ours)}
-
-
-def _plain(metric: Metric) -> dict[str, Any]:
-    found = metric.as_json()
-    return {name: found[name] for name in ("value", "ci95", "n")}

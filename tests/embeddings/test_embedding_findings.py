@@ -22,7 +22,7 @@ from compresslens.embeddings.findings import (
     embedding_details,
     embedding_metrics,
     feature_columns,
-    mean_metric,
+    whole_metric,
 )
 from compresslens.embeddings.tsne import Embedding, tsne
 from compresslens.statistics import bootstrap_interval, paired_difference_interval
@@ -258,6 +258,6 @@ def test_a_handful_of_images(count: int) -> None:
 
 def test_a_mean_of_what_is_not_defined_everywhere() -> None:
     values = np.array([1.0, math.nan])
-    assert math.isnan(mean_metric(values).value)
-    metric = mean_metric(np.ones(2), values)
+    assert math.isnan(whole_metric(values).value)
+    metric = whole_metric(np.ones(2), values)
     assert (metric.value, metric.ci95, metric.reference) == (1, (1, 1), None)
