@@ -116,7 +116,7 @@ def seeds_interval(groups: Sequence[ArrayLike], confidence: float = 0.95) -> Int
     If the seeds' means vary by more than their samples explain, they are what the interval is made of, with Student's t
     for so few; else seeds do not matter and the samples are pooled. A bootstrap over a few seeds would not do: it
     understates their variance, and its quantiles know nothing of how few they are. With 3 seeds that differ the
-    interval is wide, as it should be. In simulations with 2 to 10 seeds intervals called 95 % hold the truth in 90 to
+    interval is wide, as it should be. In simulations with 2 to 10 seeds intervals called 95 % hold the truth in 89 to
     97 % of the cases.
 
     Args:
