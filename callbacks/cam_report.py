@@ -27,6 +27,7 @@ def pictures(chunk: Chunk, maps: dict[str, Tensor], columns: Columns) -> Columns
     """The first images of a chunk with their maps; "index" is the position."""
     found: Columns = {
         "index": chunk.positions[:EXAMPLES],
+        "sample": chunk.indices[:EXAMPLES],
         "image": chunk.images[:EXAMPLES].float().cpu().numpy(),
         "label": chunk.labels[:EXAMPLES].cpu().numpy(),
     }
@@ -42,8 +43,9 @@ def pictures(chunk: Chunk, maps: dict[str, Tensor], columns: Columns) -> Columns
 
 
 def kept(found: Columns, class_names: Sequence[str]) -> Columns:
-    """The pictures in 8 bits, from which reports draw several models side by side."""
-    arrays = {name: found[name] for name in found if name.endswith(("index", "label", "predicted"))}
+    """The pictures in 8 bits, from which reports draw several models side by side; "index" is that in the split."""
+    arrays = {name: found[name] for name in found if name.endswith(("label", "predicted"))}
+    arrays["index"] = found["sample"]
     for name in found:
         if name.endswith(("map", "image")):
             arrays[name] = np.round(255 * np.clip(found[name], 0, 1)).astype(np.uint8)

@@ -45,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this stopped", file=sys.stderr)
+        return 130
 
 
 def show(jobs: Sequence[Job], runs_dir: Path, at_a_time: int) -> None:

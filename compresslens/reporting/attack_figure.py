@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from compresslens.attacks.robustness import success_band, success_curve
 from compresslens.reporting.palette import BLUE, VERMILION
+from compresslens.reporting.pictures import as_picture, shortened
 
 Floats = npt.NDArray[Any]
 FACTORS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -131,16 +132,9 @@ def amplification(perturbations: Sequence[Floats]) -> int:
 
 
 def _show(axes: Any, picture: Floats, heading: str, caption: str) -> None:
-    picture = np.clip(picture, 0, 1).transpose(1, 2, 0)
-    axes.imshow(picture.repeat(3, 2) if picture.shape[2] == 1 else picture, interpolation="nearest")
+    axes.imshow(as_picture(picture), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_title(heading, fontsize=10)
-    axes.set_xlabel(_shortened(caption), fontsize=10)
-
-
-def _shortened(name: str) -> str:
-    """The first of several names, and of a long one its beginning."""
-    first = name.split(",")[0]
-    return first if len(first) <= 24 else f"{first[:23]}…"
+    axes.set_xlabel(shortened(caption), fontsize=10)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from compresslens.reporting.metric import Metric
 from compresslens.reporting.palette import BLUE, GREY, VERMILION
+from compresslens.reporting.pictures import as_picture, shortened
 
 Floats = npt.NDArray[Any]
 MAP, DIFFERENCE = "viridis", "PuOr"  # even steps look even; orange and purple differ for any kind of colour vision
@@ -83,7 +84,7 @@ def draw_examples(path: Path, examples: Sequence[Example], networks: Sequence[st
     shown = difference = None
     limit = difference_limit(examples)
     for row, axes in zip(examples, grid, strict=True):
-        picture = _picture(row.image)
+        picture = as_picture(row.image)
         panels = iter(axes)
         next(panels).imshow(picture, interpolation="nearest")
         axes[0].set_xlabel(f"class {shortened(row.label)}", fontsize=9)
@@ -175,14 +176,3 @@ def draw_localization(path: Path, measures: Mapping[str, Mapping[str, Metric]], 
         f"mean and 95 % interval; dotted: share of the image that the object takes ({area:.2f})", fontsize=9
     )
     figure.savefig(path, format="png")
-
-
-def shortened(name: str) -> str:
-    """The first of several names, and of a long one its beginning."""
-    first = name.split(",")[0]
-    return first if len(first) <= 24 else f"{first[:23]}…"
-
-
-def _picture(image: Floats) -> Floats:
-    picture = np.clip(image, 0, 1).transpose(1, 2, 0)
-    return picture.repeat(3, 2) if picture.shape[2] == 1 else picture

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from compresslens.attacks.robustness import success_band, success_curve
-from compresslens.reporting.tsne_figure import COLOURS, MARKERS, style
+from compresslens.reporting.palette import BLUE, VERMILION
+from compresslens.reporting.pictures import shortened
+from compresslens.reporting.tsne_figure import COLOURS, MARKERS, draw_map
 
 RADII = 200
-MANY = 40  # classes beyond which a t-SNE map has no names
 
 
 def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple[float, float]], label: str) -> bytes:
@@ -51,23 +52,29 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def success(curves: Mapping[str, npt.NDArray[np.float64]]) -> bytes:
-    """Share of images that are fooled within each distance, by the name of the model, with a bootstrap band."""
-    figure, axes = _canvas(6.4, 4.6)
-    found = np.concatenate([values[np.isfinite(values)] for values in curves.values()])
-    radii = np.linspace(0, 1.02 * float(found.max(initial=1e-9)), RADII)
-    for place, (name, values) in enumerate(curves.items()):
-        colour = COLOURS[place % len(COLOURS)]
-        line = ("-", "--", ":", "-.")[place // len(COLOURS) % 4] if name != "reference" else "--"
-        low, high = success_band(values, radii, n_resamples=300)
-        axes.fill_between(radii, 100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(radii, 100 * success_curve(values, radii), line, color=colour, linewidth=1.8, label=name)
-    axes.set_xlabel("L2 distance of the perturbation (pixels in [0, 1])")
-    axes.set_ylabel("images fooled (%)")
-    axes.set_xlim(0, radii[-1])
-    axes.set_ylim(-1, 101)
-    axes.grid(True, color="#E5E5E5", linewidth=0.7)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+def success(pairs: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]) -> bytes:
+    """Share of images that are fooled within each distance, with a bootstrap band: a panel for each model.
+
+    Args:
+        pairs: by the name of the model its distances and its reference's, of the same images.
+    """
+    figure, panels = _panels(len(pairs), 3.6, 3.2, sharex=True, sharey=True)
+    values = [found for pair in pairs.values() for found in pair if found is not None]
+    finite = np.concatenate([found[np.isfinite(found)] for found in values])
+    radii = np.linspace(0, 1.02 * float(finite.max(initial=1e-9)), RADII)
+    for axes, (name, (ours, theirs)) in zip(panels, pairs.items(), strict=True):
+        curves = [(ours, BLUE, "-", "model")] + ([] if theirs is None else [(theirs, VERMILION, "--", "reference")])
+        for found, colour, line, label in curves:
+            low, high = success_band(found, radii, n_resamples=300)
+            axes.fill_between(radii, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(radii, 100 * success_curve(found, radii), line, color=colour, linewidth=1.8, label=label)
+        axes.set_title(f"{name} ({len(ours)} images)", fontsize=9)
+        axes.set_xlim(0, radii[-1])
+        axes.set_ylim(-1, 101)
+        axes.grid(True, color="#E5E5E5", linewidth=0.7)
+        axes.legend(loc="lower right", fontsize=8, frameon=False)
+    figure.supxlabel("L2 distance of the perturbation (pixels in [0, 1])", fontsize=9)
+    figure.supylabel("images fooled (%)", fontsize=9)
     return _png(figure)
 
 
@@ -83,40 +90,17 @@ def maps(
         positions: N×2 by the name of the model.
         labels: N, likewise.
         wrong: N, likewise; those images get a ring.
-        class_names: of all classes; empty: their numbers are shown.
+        class_names: of all classes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(4, len(positions))
-    lines = -(-len(positions) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.4 * lines), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid: Any = figure.subplots(lines, columns, squeeze=False).flat
-    classes = np.unique(np.concatenate(list(labels.values())))
+    figure, panels = _panels(len(positions), 3.4, 3.6)
     everything = np.concatenate(list(positions.values()))
     low, high = everything.min(0), everything.max(0)
     room = 0.05 * max(float((high - low).max()), 1e-9)
-    for axes, name in zip(grid, positions, strict=False):
-        for place, label in enumerate(classes):
-            rows = labels[name] == label
-            if not rows.any():
-                continue
-            colour, marker = style(place)
-            axes.scatter(*positions[name][rows].T, s=7, c=colour, marker=marker, alpha=0.7, linewidths=0)
-            if len(classes) <= MANY:
-                text = class_names[label].split(",")[0][:12] if len(class_names) > label else str(label)
-                axes.text(*np.median(positions[name][rows], axis=0), text, fontsize=7, ha="center", va="center")
-        axes.scatter(*positions[name][wrong[name]].T, s=26, facecolors="none", edgecolors="#222222", linewidths=0.7)
+    for axes, name in zip(panels, positions, strict=True):
+        draw_map(axes, positions[name], labels[name], wrong[name], class_names, size=7)
         axes.set_title(name, fontsize=9)
         axes.set_xlim(low[0] - room, high[0] + room)
         axes.set_ylim(low[1] - room, high[1] + room)
-        axes.set_aspect("equal")
-    for axes in grid:
-        axes.set_axis_off()
-    for axes in figure.axes:
-        axes.set_xticks([])
-        axes.set_yticks([])
     return _png(figure)
 
 
@@ -124,33 +108,30 @@ def looks(examples: Mapping[str, Mapping[str, npt.NDArray[Any]]], class_names: S
     """The same images, and where each model looks for their class: a row for each model.
 
     Args:
-        examples: by the name of the model: "index" N, "image" N×H×W×3 uint8, "label" N, "map" N×H×W uint8 and
+        examples: by the name of the model: "image" N×H×W×3 uint8, "label" N, "what" N×H×W uint8 (the maps) and
             "predicted" N; all of the same images.
-        class_names: of all classes; empty: their numbers are shown.
+        class_names: of all classes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    def named(label: int) -> str:
-        return class_names[label].split(",")[0][:14] if len(class_names) > label else str(label)
-
     first = next(iter(examples.values()))
-    columns = len(first["index"])
-    figure = Figure(figsize=(1.35 * columns + 1.4, 1.5 * (len(examples) + 1)), dpi=110, layout="constrained")
+    columns = len(first["label"])
+    figure = Figure(figsize=(1.35 * columns + 2.4, 1.5 * (len(examples) + 1)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid: Any = figure.subplots(len(examples) + 1, columns, squeeze=False)
     for axes, image, label in zip(grid[0], first["image"], first["label"], strict=True):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(named(int(label)), fontsize=8)
+        axes.set_title(shortened(class_names[label]), fontsize=8)
     for line, (name, found) in zip(grid[1:], examples.items(), strict=True):
         for axes, image, of_image, label, said in zip(
-            line, found["image"], found["map"], found["label"], found["predicted"], strict=True
+            line, found["image"], found["what"], found["label"], found["predicted"], strict=True
         ):
             axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.imshow(of_image, cmap="viridis", vmin=0, vmax=255, alpha=0.65)
             if said != label:
-                axes.set_xlabel(f"says {named(int(said))}", fontsize=7)
-        line[0].set_ylabel(name[:24], fontsize=8, rotation=0, ha="right", va="center")
+                axes.set_xlabel(f"says {shortened(class_names[said])}", fontsize=7)
+        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
     for axes in grid.flat:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -159,14 +140,24 @@ def looks(examples: Mapping[str, Mapping[str, npt.NDArray[Any]]], class_names: S
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
+    figure, (axes,) = _panels(1, width, height)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure with so many panels of a size in inches, in rows of four."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    columns = min(4, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes: Any = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    panels = list(figure.subplots(lines, columns, squeeze=False, **options).flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
 
 
 def _png(figure: Any) -> bytes:

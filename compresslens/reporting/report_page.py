@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compresslens.reporting import report_figures as draw
+from compresslens.samples import MODEL, REFERENCE
 from compresslens.study import columns as data_of
 from compresslens.study.claims import slower
 from compresslens.study.models import Model
@@ -37,6 +38,8 @@ BAD = {"no", "weaker", "easier", "unreliable figure", "contradicted"}
 CLASSES = 10  # that are listed for each model
 GALLERY = 24
 EXAMPLES = 8
+MAP_PARTS = ("what", "labels", "wrong")
+Read = Callable[[Model, str], dict[str, Any] | None]
 
 
 def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], title: str) -> None:
@@ -63,7 +66,7 @@ def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], tit
         figures=figures(content, models, names),
         costs=[{"name": model.name, **found} for model in models for found in slower(model)[:1]],
         classes=hurt_classes(models, names),
-        gallery=gallery(models, names),
+        gallery=gallery(data_of.of_one_seed(models), names),
         data=json.dumps(content["data"], indent=1),
         tone=lambda answer: "good" if answer in GOOD else "bad" if answer in BAD else "",
         minutes=lambda seconds: sum(seconds.values()) / 60,
@@ -123,26 +126,55 @@ def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[st
             }
             picture = draw.pareto(points, sorted(references), label)
             found.append(figure("cost", picture, f"top-1 accuracy against {label}", f"Accuracy against {label}."))
-    looks = common_examples(models)
+    same = data_of.of_one_seed(models)
+    looks = beside_references(same, common_examples(same))
     if looks:
         caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
         found.append(figure("looks", draw.looks(looks, names), "class activation maps of every model", caption))
-    seen = {model.name: data for model in models if (data := data_of.tsne_map(model)) is not None}
-    reference = next((data for model in models if (data := data_of.tsne_map(model, "reference_")) is not None), None)
+    seen = beside_references(same, data_of.tsne_map)
     if seen:
-        if reference is not None:
-            seen = {"reference": reference, **seen}
-        positions, labels, wrong = ({name: data[part] for name, data in seen.items()} for part in range(3))
+        positions, labels, wrong = ({name: data[part] for name, data in seen.items()} for part in MAP_PARTS)
         picture = draw.maps(positions, labels, wrong, names)
-        caption = "Each model's map is aligned with its reference's. Rings: misclassified. First seed."
+        caption = "Each model's map is aligned with its reference's. Rings: misclassified. One seed."
         found.append(figure("features", picture, "t-SNE maps of every model's features", caption))
-    curves = {model.name: values for model in models if len(values := data_of.distances(model))}
-    if curves:
-        theirs = next((v for model in models if len(v := data_of.distances(model, "reference_"))), None)
-        if theirs is not None:
-            curves = {"reference": theirs, **curves}
-        caption = "Share of the attacked images that are fooled within a distance; bands: 95 % bootstrap interval."
-        found.append(figure("fooled", draw.success(curves), "attack success against distance", caption))
+    pairs = {
+        model.name: (ours, theirs if len(theirs := data_of.distances(model, REFERENCE)) else None)
+        for model in models
+        if len(ours := data_of.distances(model))
+    }
+    if pairs:
+        caption = (
+            "Share of images fooled within a distance, model and reference on the same images: those that both "
+            "classify correctly. Bands: 95 % bootstrap interval over images."
+        )
+        found.append(figure("fooled", draw.success(pairs), "attack success against distance", caption))
+    return found
+
+
+def beside_references(models: Sequence[Model], read: Read) -> dict[str, dict[str, Any]]:
+    """What there is of the models, each reference in front of those that came from it.
+
+    Args:
+        models: of one seed.
+        read: from a model and a prefix, "" or "reference_", to what is shown; None if there is nothing. References are
+            the same if their "what" is.
+    """
+    groups: list[tuple[Any, dict[str, Any]]] = []
+    for model in models:
+        ours, theirs = read(model, MODEL), read(model, REFERENCE)
+        if ours is None:
+            continue
+        for reference, members in groups:
+            if theirs is not None and reference is not None and np.array_equal(theirs["what"], reference["what"]):
+                members[model.name] = ours
+                break
+        else:
+            groups.append((theirs, {model.name: ours}))
+    found: dict[str, dict[str, Any]] = {}
+    for reference, members in groups:
+        if reference is not None:
+            found[f"reference of {next(iter(members))}{' and others' if len(members) > 1 else ''}"] = reference
+        found |= members
     return found
 
 
@@ -156,31 +188,30 @@ def address(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def common_examples(models: Sequence[Model]) -> dict[str, dict[str, Any]]:
-    """The pictures of the images that all models have kept, the first one's reference in front."""
+def common_examples(models: Sequence[Model]) -> Read:
+    """Reads the pictures of those images that all models have kept."""
     kept = {model.name: found for model in models if (found := data_of.examples(model)) is not None}
-    if not kept:
-        return {}
-    common = set.intersection(*(set(found["index"].tolist()) for found in kept.values()))
-    rows: dict[str, dict[str, Any]] = {}
-    for name, found in kept.items():
-        chosen = [place for place, index in enumerate(found["index"].tolist()) if index in common][:EXAMPLES]
-        if not chosen:
-            return {}
-        if "reference_map" in found and "reference" not in rows:
-            theirs = {"map": found["reference_map"], "predicted": found["reference_predicted"]}
-            rows["reference"] = {key: values[chosen] for key, values in {**found, **theirs}.items()}
-        rows[name] = {key: values[chosen] for key, values in found.items()}
-    return rows
+    common = set.intersection(*(set(found["index"].tolist()) for found in kept.values())) if kept else set()
+
+    def read(model: Model, prefix: str) -> dict[str, Any] | None:
+        found = kept.get(model.name)
+        if found is None or f"{prefix}map" not in found:
+            return None
+        places = [place for place, index in enumerate(found["index"].tolist()) if index in common][:EXAMPLES]
+        columns = {"what": f"{prefix}map", "predicted": f"{prefix}predicted", "image": "image", "label": "label"}
+        return {name: found[column][places] for name, column in columns.items()} if places else None
+
+    return read
 
 
 def class_names(models: Sequence[Model]) -> list[str]:
-    """As the first run that has pictures knows them."""
+    """As the first run that has pictures knows them; else the numbers of the classes."""
     for model in models:
         found = data_of.examples(model)
-        if found is not None and "class_names" in found:
+        if found is not None:
             return [str(name) for name in found["class_names"]]
-    return []
+    labels = [label for model in models for label in data_of.labels(model)]
+    return [str(label) for label in range(max(labels, default=-1) + 1)]
 
 
 def hurt_classes(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -189,7 +220,7 @@ def hurt_classes(models: Sequence[Model], names: Sequence[str]) -> list[dict[str
     for model in models:
         rows = data_of.per_class(model)
         for row in rows:
-            row["name"] = names[row["label"]] if len(names) > row["label"] else str(row["label"])
+            row["name"] = names[row["label"]]
         if rows:
             worst = sorted(rows, key=lambda row: -abs(row["change"]))[:CLASSES]
             found.append({"name": model.name, "rows": sorted(worst, key=lambda row: row["change"])})
@@ -212,8 +243,7 @@ def gallery(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any
             continue
         buffer = io.BytesIO()
         Image.fromarray(stored[index]).save(buffer, "PNG")  # type: ignore[index]
-        label = int(row["label"])
-        name = names[label] if len(names) > label else str(label)
+        name = names[int(row["label"])]
         found.append(
             {"index": index, "name": name, "wrong": int(row["wrong"]), "address": address(buffer.getvalue(), "png")}
         )

@@ -94,7 +94,6 @@ def draw_maps(path: Path, maps: Maps) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    classes = np.unique(maps.labels)
     figure = Figure(figsize=(6.2 * len(maps.maps), 7.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(maps.title, fontsize=14)
@@ -102,26 +101,46 @@ def draw_maps(path: Path, maps: Maps) -> None:
     left, right, bottom, top = maps.bounds
     size = float(np.clip(9000 / len(maps.labels), 8, 40))
     for axes, drawn in zip(panels, maps.maps, strict=True):
-        for place, label in enumerate(classes):
-            rows = maps.labels == label
-            colour, marker = style(place)
-            axes.scatter(*drawn.positions[rows].T, s=size, c=colour, marker=marker, alpha=0.7, linewidths=0)
         wrong = drawn.predicted != maps.labels
-        axes.scatter(*drawn.positions[wrong].T, s=3.5 * size, facecolors="none", edgecolors="#222222", linewidths=0.9)
-        if len(classes) <= NAMED:
-            for label in classes:
-                middle = np.median(drawn.positions[maps.labels == label], axis=0)
-                box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
-                name = maps.class_names[label].split(",")[0][:18]
-                axes.text(*middle, name, ha="center", va="center", fontsize=10, bbox=box, parse_math=False)
+        draw_map(axes, drawn.positions, maps.labels, wrong, maps.class_names, size)
         axes.set_title(f"{drawn.name}\n{drawn.quality}", fontsize=11)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
-        axes.set_aspect("equal")
-        axes.set_xticks([])
-        axes.set_yticks([])
         axes.set_xlabel(f"{int(wrong.sum())} of {len(wrong)} misclassified", fontsize=10)
-        axes.spines[:].set_color("#BBBBBB")
     ring = Line2D([], [], marker="o", linestyle="none", markerfacecolor="none", markeredgecolor="#222222", markersize=9)
     figure.legend([ring], ["misclassified"], loc="outside lower center", frameon=False, fontsize=10)
     figure.savefig(path, format="png")
+
+
+def draw_map(
+    axes: Any,
+    positions: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int64],
+    wrong: npt.NDArray[np.bool_],
+    class_names: Sequence[str],
+    size: float,
+) -> None:
+    """One map.
+
+    Args:
+        axes: matplotlib's.
+        positions: N×2.
+        labels: N classes.
+        wrong: N, what gets a ring.
+        class_names: of all classes; those of up to 30 classes are in the map.
+        size: of the dots, in square points.
+    """
+    classes = np.unique(labels)
+    for place, label in enumerate(classes):
+        colour, marker = style(place)
+        axes.scatter(*positions[labels == label].T, s=size, c=colour, marker=marker, alpha=0.7, linewidths=0)
+    axes.scatter(*positions[wrong].T, s=3.5 * size, facecolors="none", edgecolors="#222222", linewidths=0.9)
+    for label in classes if len(classes) <= NAMED else ():
+        middle = np.median(positions[labels == label], axis=0)
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+        name = class_names[label].split(",")[0][:18]
+        axes.text(*middle, name, ha="center", va="center", fontsize=10, bbox=box, parse_math=False)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#BBBBBB")

@@ -72,7 +72,7 @@ def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict]) -> 
         verdict, costs = fools[model.name], slower(model)
         assert verdict.estimate is not None
         low, high = verdict.estimate.interval or (0.0, np.inf)
-        is_harder = verdict.answer != "unreliable figure" and low > 1 and p < SIGNIFICANT
+        is_harder = low > 1 and p < SIGNIFICANT
         is_slower = bool(costs) and all(of_run["ci95"][0] > 1 for of_run in costs)
         surely_not = high <= 1 and bool(costs) and all(of_run["ci95"][1] <= 1 for of_run in costs)
         supports.append(is_harder or is_slower)
@@ -89,9 +89,8 @@ def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict]) -> 
 
 
 def _of_all(answers: Sequence[str], good: set[str], bad: set[str]) -> str:
-    measured = [answer for answer in answers if answer != "not measured"]
-    if not measured:
+    if all(answer == "not measured" for answer in answers):
         return "not measured"
-    if any(answer in bad for answer in measured):
+    if any(answer in bad for answer in answers):
         return "contradicted"
-    return "supported" if all(answer in good for answer in measured) else "undecided"
+    return "supported" if all(answer in good for answer in answers) else "undecided"

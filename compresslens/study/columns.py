@@ -16,6 +16,15 @@ from compresslens.study.models import Model
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+def of_one_seed(models: Sequence[Model]) -> list[Model]:
+    """The models' runs of the least seed that all have: other seeds have other images; none if they share no seed."""
+    shared = set.intersection(*({run.seed for run in model.runs} for model in models))
+    if not shared:
+        return []
+    seed = min(shared, key=lambda seed: -1 if seed is None else seed)
+    return [Model(model.name, [run for run in model.runs if run.seed == seed]) for model in models]
+
+
 def distances(model: Model, prefix: str = "") -> npt.NDArray[np.float64]:
     """C&W distances of the attacked images of all seeds; empty if it was not attacked."""
     found = []
@@ -27,19 +36,26 @@ def distances(model: Model, prefix: str = "") -> npt.NDArray[np.float64]:
     return np.concatenate(found) if found else np.zeros(0)
 
 
-def tsne_map(model: Model, prefix: str = "") -> tuple[Any, Any, Any] | None:
-    """Positions N×2, labels and whether misclassified, of the first seed; None if there is no map."""
+def labels(model: Model) -> npt.NDArray[np.int64]:
+    """Classes of all samples whose class was noted."""
+    found = [run.samples["label"].dropna().to_numpy(np.int64) for run in model.runs if "label" in run.samples]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def tsne_map(model: Model, prefix: str = "") -> Arrays | None:
+    """Positions N×2 ("what"), "labels" and whether misclassified ("wrong") of the first run; None if it has no map."""
     samples = model.runs[0].samples
-    columns = [f"{prefix}tsne_x", f"{prefix}tsne_y"]
-    if not {*columns, "label", f"{prefix}prediction"} <= set(samples.columns):
+    columns = [f"{prefix}tsne_x", f"{prefix}tsne_y", "label", f"{prefix}prediction"]
+    if not set(columns) <= set(samples.columns):
         return None
-    rows = samples.dropna(subset=columns)
-    labels = rows["label"].to_numpy(np.int64)
-    return rows[columns].to_numpy(np.float64), labels, rows[f"{prefix}prediction"].to_numpy(np.int64) != labels
+    rows = samples[columns].dropna()
+    of_class = rows["label"].to_numpy(np.int64)
+    wrong = rows[f"{prefix}prediction"].to_numpy(np.int64) != of_class
+    return {"what": rows[columns[:2]].to_numpy(np.float64), "labels": of_class, "wrong": wrong}
 
 
 def examples(model: Model) -> Arrays | None:
-    """The pictures that the class activation map probe of the first seed has kept; None if there are none."""
+    """The pictures that the class activation map probe of the first run has kept; None if there are none."""
     path: Path = model.runs[0].folder / "figures" / "cam_examples.npz"
     if not path.is_file():
         return None
@@ -71,7 +87,7 @@ def per_class(model: Model) -> list[dict[str, Any]]:
 
 
 def hurt(models: Sequence[Model]) -> pd.DataFrame:
-    """Samples of the first seed that the reference is right on, by how many models are wrong on them.
+    """Samples that the reference is right on, by how many models are wrong on them; of the first run of each.
 
     Hooker et al. 2019 call the images on which compressed and uncompressed networks disagree pruning identified
     exemplars.

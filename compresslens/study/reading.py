@@ -15,6 +15,7 @@ from compresslens import runs
 from compresslens.errors import UserError
 
 SCHEMA = 1
+OF_NO_CONSEQUENCE = ("seed", "num_workers", "batch_size", "eval_batch_size", "download")  # for what is compared
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Run:
 
     @property
     def data(self) -> Any:
-        """The data set and its options, without the seed, which runs may differ in."""
+        """The data set and its options, without those in which runs may differ."""
         data = (self.results["config"] or {}).get("data")
         if not isinstance(data, dict):
             return data
         plain = json.loads(json.dumps(data))
         for options in (plain, plain.get("init_args") or {}):
-            for option in ("seed", "num_workers", "batch_size", "data_dir", "folder"):
+            for option in OF_NO_CONSEQUENCE:
                 options.pop(option, None)
         return plain
 

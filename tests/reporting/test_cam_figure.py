@@ -17,23 +17,9 @@ from compresslens.reporting.cam_figure import (
     difference_limit,
     draw_examples,
     draw_localization,
-    shortened,
 )
 from compresslens.reporting.metric import Metric
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, *args: Any, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
+from compresslens.reporting.pictures import shortened
 
 
 def ramp(start: float, end: float) -> Any:

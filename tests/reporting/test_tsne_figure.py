@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,20 +31,6 @@ def example(count: int, classes: int, maps: int, names: list[str] | None = None,
     thumbnails = generator.integers(0, 256, (count, 6, 8, 3)).astype(np.uint8)
     named = [f"class {number}" for number in range(classes)] if names is None else names
     return Maps(drawn, np.arange(count), labels, named, thumbnails, cka)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, *args: Any, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def test_two_maps(tmp_path: Path, drawn: list[Figure]) -> None:

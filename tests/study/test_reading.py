@@ -48,6 +48,16 @@ def test_the_seed_of_the_data_may_differ(tmp_path):
     assert len(find_runs(["prune"], tmp_path)[0]) == 2
 
 
+def test_two_folders_of_images_are_different_data(tmp_path):
+    folder = {"class_path": "datamodules.ImageFolder", "init_args": {"root": "here", "num_workers": 0}}
+    write_run(tmp_path, "prune", data=folder)
+    write_run(tmp_path, "qat", data={**folder, "init_args": {"root": "here", "num_workers": 8}})
+    assert len(find_runs(["prune", "qat"], tmp_path)[0]) == 2
+    write_run(tmp_path, "low_rank", data={**folder, "init_args": {"root": "there", "num_workers": 0}})
+    with pytest.raises(UserError, match="other data"):
+        find_runs(["prune", "low_rank"], tmp_path)
+
+
 def test_unknown_and_broken_runs(tmp_path):
     with pytest.raises(UserError, match="there is no run 'prune'"):
         find_runs(["prune"], tmp_path)

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from compresslens.cli.report import main
+from compresslens.reporting.report_page import beside_references
+from compresslens.study.columns import of_one_seed
+from compresslens.study.models import Model, models_of
+from compresslens.study.reading import find_runs
 from tests.study.study_runs import write_run
 
 HOSTILE = '</script><script>alert("x")</script>'
@@ -99,3 +103,48 @@ def test_thresholds_are_parameters_and_on_the_page(tmp_path):
     assert json.loads((output / "report.json").read_text())["models"][0]["looks_at_the_right_thing"]["answer"] == "yes"
     assert "40 %" in (output / "index.html").read_text()
     assert run_report(tmp_path, "prune", localization=2)[0] == 2
+
+
+def test_pictures_are_of_a_seed_that_all_models_have(tmp_path):
+    """Another seed has other images; index 3 of one is not index 3 of the other."""
+    for name, seeds in (("prune", (0, 1)), ("qat", (1, 2))):
+        for seed in seeds:
+            write_run(tmp_path, name, seed=seed, stamp=f"2026010{seed}-000000")
+    models = models_of(find_runs(["prune", "qat"], tmp_path)[0])
+    assert [[run.seed for run in model.runs] for model in of_one_seed(models)] == [[1], [1]]
+    write_run(tmp_path, "low_rank", seed=3)
+    assert of_one_seed(models_of(find_runs(["prune", "low_rank"], tmp_path)[0])) == []
+    assert run_report(tmp_path, "prune", "low_rank")[0] == 0
+
+
+def test_each_reference_stands_in_front_of_those_that_came_from_it():
+    whats = {"distill": ("teacher", "a"), "prune": ("plain", "b"), "qat": ("plain", "c"), "teacher": (None, "d")}
+
+    def read(model, prefix):
+        what = whats[model.name][0 if prefix else 1]
+        return None if what is None else {"what": np.array([what])}
+
+    found = beside_references([Model(name, []) for name in whats], read)
+    assert list(found) == [
+        "reference of distill",
+        "distill",
+        "reference of prune and others",
+        "prune",
+        "qat",
+        "teacher",
+    ]
+    assert found["reference of prune and others"]["what"] == ["plain"]
+
+
+def test_more_pictures_than_classes(tmp_path):
+    folder = write_run(tmp_path, "prune")
+    add_pictures(folder)
+    path = folder / "figures" / "cam_examples.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays["class_names"] = np.array(["a", "b", "c", "d"])
+    for name in ("index", "label", "image", "map", "predicted", "reference_map", "reference_predicted"):
+        arrays[name] = np.concatenate([arrays[name]] * 2)
+    arrays["index"] = np.arange(6)
+    np.savez(path, **arrays)
+    assert run_report(tmp_path, "prune")[0] == 0

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from compresslens.statistics import bootstrap_interval
@@ -46,8 +47,6 @@ def test_fools(tmp_path, distance, answer):
 def test_few_images_are_undecided(tmp_path):
     found = model(tmp_path, n=8, distance=1.0)
     folder = found.runs[0].folder
-    import pandas as pd
-
     frame = pd.read_parquet(folder / "samples.parquet")
     frame["cw_l2"] = frame["reference_cw_l2"] * np.exp(np.random.default_rng(0).standard_normal(len(frame)))
     frame.to_parquet(folder / "samples.parquet", index=False)
@@ -100,6 +99,17 @@ def test_claims(tmp_path):
     ]
     assert outcomes(tmp_path / "c", prune={"masking": 1, "distance": 2.0}) == ["supported", "undecided", "undecided"]
     assert outcomes(tmp_path / "d", prune={"reference": False}) == ["not measured"] * 3
+
+
+def test_a_model_that_was_not_measured_keeps_a_claim_about_all_undecided(tmp_path):
+    write_run(tmp_path, "prune")
+    folder = write_run(tmp_path, "qat")
+    frame = pd.read_parquet(folder / "samples.parquet")
+    frame.drop(columns=["cam_energy_in_mask", "cw_l2"]).to_parquet(folder / "samples.parquet", index=False)
+    models = models_of(find_runs(["prune", "qat"], tmp_path)[0])
+    looks = {one.name: looks_at_the_right_thing(one, Thresholds()) for one in models}
+    fools = {one.name: as_hard_to_fool(one, Thresholds()) for one in models}
+    assert [claim.outcome for claim in claims(models, looks, fools)][:2] == ["undecided", "undecided"]
 
 
 def test_claims_about_time_need_costs(tmp_path):
