@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import say
 from torch import Tensor, nn
 
 from compresslens.export import Format, Tolerance, export_model, runtimes
@@ -244,11 +245,6 @@ def size(path: Path) -> int:
     """Deflated bytes of an artefact (OpenVINO's has its weights beside it)."""
     weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
     return sum(deflated_bytes(part) for part in [path, *weights])
-
-
-def say(what: str) -> None:
-    """Where the benchmark stands, for those who wait."""
-    print(f"... {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from cam_methods import METHODS, OURS, OURS_NAMED, PACKAGES, libraries
+from common import say, versions
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{processor()}, 1 thread, batch {arguments.batch}, {SIZE}x{SIZE}; {versions()}")
+    print(f"{processor()}, 1 thread, batch {arguments.batch}, {SIZE}x{SIZE}; {versions(DISTRIBUTIONS)}")
     absent = [name for name, package in PACKAGES.items() if not is_installed(package)]
     if absent:
         print(f"left out, since not installed: {', '.join(absent)}")
@@ -97,7 +97,7 @@ def main() -> int:
     if arguments.json:
         content = {
             "processor": processor(),
-            "versions": versions(),
+            "versions": versions(DISTRIBUTIONS),
             "batch": arguments.batch,
             "rounds": arguments.rounds,
             "rows": [asdict(row) for row in rows],
@@ -245,22 +245,6 @@ def is_installed(package: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(package) is not None
-
-
-def versions() -> str:
-    """Of the packages that take part."""
-    found = []
-    for name in DISTRIBUTIONS:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-def say(what: str) -> None:
-    """Where the benchmark stands, for those who wait."""
-    print(f"... {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ import torch
 from carlini_wagner_attacks import ATTACKS, BASE, CHUNK, missing
 from carlini_wagner_checks import Check, checks, linear_check, overhead_check
 from carlini_wagner_networks import LEAST_ACCURACY, predictions, prepare
+from common import say, versions
 from torch import Tensor, nn
 
 from compresslens.attacks import AttackResult
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--resnet18", action="store_true", help="also our overhead on ResNet-18, 16 images of 224x224")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{processor()}, 1 thread; {versions()}")
+    print(f"{processor()}, 1 thread; {versions(DISTRIBUTIONS)}")
     networks, test = prepare(arguments.networks, arguments.cache) if arguments.networks else ({}, None)
     found: dict[str, dict[str, Figures]] = {}
     for name, network in networks.items():
@@ -287,24 +287,8 @@ def write(file: Path | None, found: dict[str, dict[str, Figures]], outcome: list
         for network, of_network in found.items()
     }
     plain = [{"passed": check.passed, "text": check.text} for check in outcome]
-    content = {"processor": processor(), "versions": versions(), "networks": networks, "checks": plain}
+    content = {"processor": processor(), "versions": versions(DISTRIBUTIONS), "networks": networks, "checks": plain}
     file.write_text(json.dumps(content, indent=1, allow_nan=False))
-
-
-def versions() -> str:
-    """Of the packages that take part."""
-    found = []
-    for name in DISTRIBUTIONS:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-def say(what: str) -> None:
-    """Where the benchmark stands, for those who wait."""
-    print(f"... {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import sklearn
+from common import say
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -194,11 +195,6 @@ def timed(seconds: list[float], work: Callable[[], Result]) -> Result:
     result = work()
     seconds.append(time.process_time() - began)
     return result
-
-
-def say(what: str) -> None:
-    """Where the benchmark stands, for those who wait."""
-    print(f"... {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from tests.lightning_modules.tiny import (
     TinyNetwork,
     in_process,
     on_two_ranks,
+    traces,
     trainer,
     unequal,
 )
@@ -500,32 +501,20 @@ def test_everything_is_put_back(tmp_path: Path, fail: bool) -> None:
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
 
-    def state() -> dict[str, Any]:
-        parts = [part for network in networks for part in network.modules()]
-        parameters = [p for network in networks for p in network.parameters()]
-        return {
-            "weights": [copy.deepcopy(network.state_dict()) for network in networks],
-            "gradients": [None if p.grad is None else p.grad.clone() for p in parameters],
-            "required": [p.requires_grad for p in parameters],
-            "flags": [part.training for part in parts],
-            "hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts],
-            "random": [torch.get_rng_state(), np.random.get_state()[1].tolist()],  # type: ignore[index]
-        }
-
     class Watched(ClassActivationMaps):
         calls = 0
 
         def on_test_epoch_end(self, *arguments: Any) -> None:
-            self.before = state()
+            self.before = traces(networks)
             try:
                 super().on_test_epoch_end(*arguments)
             finally:
-                self.after = state()
+                self.after = traces(networks)
 
         def _maps(self, *arguments: Any) -> Tensor:
             self.calls += 1
             if fail and self.calls == 2:  # the first one with shuffled weights
-                changed.append(unequal(self.before["weights"], state()["weights"]))
+                changed.append(unequal(self.before["weights"], traces(networks)["weights"]))
                 raise RuntimeError("in the middle of it")
             return super()._maps(*arguments)
 

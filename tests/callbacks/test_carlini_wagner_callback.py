@@ -26,7 +26,16 @@ from lightning_modules import ImageClassifier
 from tests.attacks.test_artefact_attack import Coarse
 from tests.lightning_modules.recipes import in_pixels
 from tests.lightning_modules.test_classifier import everything
-from tests.lightning_modules.tiny import NoiseData, TinyNetwork, in_process, on_two_ranks, trainer, unequal, untimed
+from tests.lightning_modules.tiny import (
+    NoiseData,
+    TinyNetwork,
+    in_process,
+    on_two_ranks,
+    traces,
+    trainer,
+    unequal,
+    untimed,
+)
 
 QUICK: dict[str, Any] = {"evaluations": 6, "cost_samples": 0, "chunk_size": 16}
 
@@ -238,29 +247,17 @@ def test_a_network_with_fake_quantizers_is_attacked_as_int8(tmp_path: Path) -> N
 @pytest.mark.parametrize("fail", [False, True])
 def test_everything_is_put_back(tmp_path: Path, fail: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = pair()
-    networks = [module.model, module.reference]
+    networks: list[Any] = [module.model, module.reference]
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
 
-    def state() -> dict[str, Any]:
-        parts = [part for network in networks for part in network.modules()]  # type: ignore[union-attr]
-        parameters = [p for network in networks for p in network.parameters()]  # type: ignore[union-attr]
-        return {
-            "weights": [copy.deepcopy(network.state_dict()) for network in networks],  # type: ignore[union-attr]
-            "gradients": [None if p.grad is None else p.grad.clone() for p in parameters],
-            "required": [p.requires_grad for p in parameters],
-            "flags": [part.training for part in parts],
-            "hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts],
-            "random": [torch.get_rng_state(), np.random.get_state()[1].tolist()],  # type: ignore[index]
-        }
-
     class Watched(CarliniWagner):
         def on_test_epoch_end(self, *arguments: Any) -> None:
-            self.before = state()
+            self.before = traces(networks)
             try:
                 super().on_test_epoch_end(*arguments)
             finally:
-                self.after = state()
+                self.after = traces(networks)
 
     if fail:
         monkeypatch.setattr("compresslens.attacks.carlini_wagner.project", broken)

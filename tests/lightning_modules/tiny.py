@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import multiprocessing
@@ -216,6 +217,20 @@ def untimed(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def curves(folder: Path) -> list[str]:
     """The lines of `metrics.csv`, likewise."""
     return [line for line in (folder / "metrics.csv").read_text().splitlines() if not TIMED.search(line)]
+
+
+def traces(networks: Sequence[nn.Module]) -> dict[str, Any]:
+    """All that a probe might change in networks, and the random states."""
+    parts = [part for network in networks for part in network.modules()]
+    parameters = [p for network in networks for p in network.parameters()]
+    return {
+        "weights": [copy.deepcopy(network.state_dict()) for network in networks],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in parameters],
+        "required": [p.requires_grad for p in parameters],
+        "flags": [part.training for part in parts],
+        "hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts],
+        "random": [torch.get_rng_state(), np.random.get_state()[1].tolist()],  # type: ignore[index]
+    }
 
 
 def unequal(one: Any, other: Any, place: str = "") -> list[str]:
