@@ -13,6 +13,7 @@ from compresslens.attacks.robustness import success_band, success_curve
 from compresslens.reporting.palette import BLUE, VERMILION
 from compresslens.reporting.pictures import shortened
 from compresslens.reporting.tsne_figure import COLOURS, MARKERS, draw_map
+from compresslens.samples import Floats
 
 RADII = 200
 
@@ -52,7 +53,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def success(pairs: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]) -> bytes:
+def success(pairs: Mapping[str, tuple[Floats, Floats | None]]) -> bytes:
     """Share of images that are fooled within each distance, with a bootstrap band: a panel for each model.
 
     Args:
@@ -78,8 +79,33 @@ def success(pairs: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.fl
     return _png(figure)
 
 
+def reliability_diagrams(pairs: Mapping[str, tuple[Floats, Floats | None]]) -> bytes:
+    """Accuracy against confidence: a panel for each model, with its reference.
+
+    Args:
+        pairs: by the name of the model the points of model and reference, from
+            `compresslens.study.calibration.reliability`.
+    """
+    figure, panels = _panels(len(pairs), 3.6, 3.4, sharex=True, sharey=True)
+    for axes, (name, (ours, theirs)) in zip(panels, pairs.items(), strict=True):
+        axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, label="as sure as right")
+        curves = [(ours, BLUE, "-", "o", "model")]
+        curves += [] if theirs is None else [(theirs, VERMILION, "--", "D", "reference")]
+        for found, colour, line, marker, label in curves:
+            confidence, accuracy, low, high = 100 * found.T[:4]
+            bars = np.maximum([accuracy - low, high - accuracy], 0)
+            style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "elinewidth": 0.8}
+            axes.errorbar(confidence, accuracy, bars, label=label, linewidth=1.5, **style)
+        axes.set_title(name, fontsize=9)
+        axes.grid(True, color="#E5E5E5", linewidth=0.7)
+        axes.legend(loc="upper left", fontsize=8, frameon=False)
+    figure.supxlabel("confidence (%)", fontsize=9)
+    figure.supylabel("accuracy (%)", fontsize=9)
+    return _png(figure)
+
+
 def maps(
-    positions: Mapping[str, npt.NDArray[np.float64]],
+    positions: Mapping[str, Floats],
     labels: Mapping[str, npt.NDArray[np.int64]],
     wrong: Mapping[str, npt.NDArray[np.bool_]],
     class_names: Sequence[str],

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compresslens.reporting import report_figures as draw
-from compresslens.samples import MODEL, REFERENCE
+from compresslens.reporting.honesty_figure import TITLES
+from compresslens.reporting.report_parts import class_names, figures, gallery, hurt_classes
 from compresslens.study import columns as data_of
 from compresslens.study.claims import slower
 from compresslens.study.models import Model
@@ -33,13 +29,8 @@ COLUMNS = (
     ("robustness/cw_success", "attack success"),
     ("accuracy/ece", "calibration error"),
 )
-GOOD = {"yes", "harder", "supported"}
-BAD = {"no", "weaker", "easier", "unreliable figure", "contradicted"}
-CLASSES = 10  # that are listed for each model
-GALLERY = 24
-EXAMPLES = 8
-MAP_PARTS = ("what", "labels", "wrong")
-Read = Callable[[Model, str], dict[str, Any] | None]
+GOOD = {"yes", "harder", "supported", "pass"}
+BAD = {"no", "weaker", "easier", "unreliable figure", "contradicted", "fail"}
 
 
 def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], title: str) -> None:
@@ -65,6 +56,7 @@ def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], tit
         cells={model["name"]: {metric: cell(model, metric) for metric, _ in COLUMNS} for model in content["models"]},
         figures=figures(content, models, names),
         costs=[{"name": model.name, **found} for model in models for found in slower(model)[:1]],
+        honesty=honesty(models),
         classes=hurt_classes(models, names),
         gallery=gallery(data_of.of_one_seed(models), names),
         data=json.dumps(content["data"], indent=1),
@@ -108,143 +100,18 @@ def in_words(metric: str, value: float) -> str:
     return f"{value:.3f}"
 
 
-def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[str]) -> list[dict[str, str]]:
-    """All figures for which there are data, with their captions."""
-    found = []
-    for metric, label in (("footprint/bytes", "megabytes on disk"), ("footprint/latency_ms", "latency, ms (batch 1)")):
-        scale = 1e-6 if metric == "footprint/bytes" else 1.0
-        points = {
-            model.name: (scale * model.value(metric), model.value("accuracy/top1"))
-            for model in models
-            if np.isfinite(model.value(metric)) and np.isfinite(model.value("accuracy/top1"))
-        }
-        if points:
-            references = {
-                (scale * model.reference(metric), model.reference("accuracy/top1"))
-                for model in models
-                if np.isfinite(model.reference(metric))
+def honesty(models: Sequence[Model]) -> dict[str, Any]:
+    """What the honesty panel found for each model and seed: the names of the checks, and rows of their verdicts."""
+    panels = [(model, found) for model in models for found in model.detail("honesty") if found.get("checks")]
+    names = list(dict.fromkeys(check["name"] for _, found in panels for check in found["checks"]))
+    return {
+        "titles": [TITLES.get(name, name) for name in names],
+        "rows": [
+            {
+                "name": model.name,
+                "images": found["images"],
+                "checks": [{check["name"]: check for check in found["checks"]}.get(name) for name in names],
             }
-            picture = draw.pareto(points, sorted(references), label)
-            found.append(figure("cost", picture, f"top-1 accuracy against {label}", f"Accuracy against {label}."))
-    same = data_of.of_one_seed(models)
-    looks = beside_references(same, common_examples(same))
-    if looks:
-        caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
-        found.append(figure("looks", draw.looks(looks, names), "class activation maps of every model", caption))
-    seen = beside_references(same, data_of.tsne_map)
-    if seen:
-        positions, labels, wrong = ({name: data[part] for name, data in seen.items()} for part in MAP_PARTS)
-        picture = draw.maps(positions, labels, wrong, names)
-        caption = "Each model's map is aligned with its reference's. Rings: misclassified. One seed."
-        found.append(figure("features", picture, "t-SNE maps of every model's features", caption))
-    pairs = {
-        model.name: (ours, theirs if len(theirs := data_of.distances(model, REFERENCE)) else None)
-        for model in models
-        if len(ours := data_of.distances(model))
+            for model, found in panels
+        ],
     }
-    if pairs:
-        caption = (
-            "Share of images fooled within a distance, model and reference on the same images: those that both "
-            "classify correctly. Bands: 95 % bootstrap interval over images."
-        )
-        found.append(figure("fooled", draw.success(pairs), "attack success against distance", caption))
-    return found
-
-
-def beside_references(models: Sequence[Model], read: Read) -> dict[str, dict[str, Any]]:
-    """What there is of the models, each reference in front of those that came from it.
-
-    Args:
-        models: of one seed.
-        read: from a model and a prefix, "" or "reference_", to what is shown; None if there is nothing. References are
-            the same if their "what" is.
-    """
-    groups: list[tuple[Any, dict[str, Any]]] = []
-    for model in models:
-        ours, theirs = read(model, MODEL), read(model, REFERENCE)
-        if ours is None:
-            continue
-        for reference, members in groups:
-            if theirs is not None and reference is not None and np.array_equal(theirs["what"], reference["what"]):
-                members[model.name] = ours
-                break
-        else:
-            groups.append((theirs, {model.name: ours}))
-    found: dict[str, dict[str, Any]] = {}
-    for reference, members in groups:
-        if reference is not None:
-            found[f"reference of {next(iter(members))}{' and others' if len(members) > 1 else ''}"] = reference
-        found |= members
-    return found
-
-
-def figure(place: str, picture: bytes, alt: str, caption: str) -> dict[str, str]:
-    """A figure as the page takes it."""
-    return {"place": place, "address": address(picture, "png"), "alt": alt, "caption": caption}
-
-
-def address(data: bytes, kind: str) -> str:
-    """A picture in an address."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def common_examples(models: Sequence[Model]) -> Read:
-    """Reads the pictures of those images that all models have kept."""
-    kept = {model.name: found for model in models if (found := data_of.examples(model)) is not None}
-    common = set.intersection(*(set(found["index"].tolist()) for found in kept.values())) if kept else set()
-
-    def read(model: Model, prefix: str) -> dict[str, Any] | None:
-        found = kept.get(model.name)
-        if found is None or f"{prefix}map" not in found:
-            return None
-        places = [place for place, index in enumerate(found["index"].tolist()) if index in common][:EXAMPLES]
-        columns = {"what": f"{prefix}map", "predicted": f"{prefix}predicted", "image": "image", "label": "label"}
-        return {name: found[column][places] for name, column in columns.items()} if places else None
-
-    return read
-
-
-def class_names(models: Sequence[Model]) -> list[str]:
-    """As the first run that has pictures knows them; else the numbers of the classes."""
-    for model in models:
-        found = data_of.examples(model)
-        if found is not None:
-            return [str(name) for name in found["class_names"]]
-    labels = [label for model in models for label in data_of.labels(model)]
-    return [str(label) for label in range(max(labels, default=-1) + 1)]
-
-
-def hurt_classes(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each model the classes whose accuracy changed most."""
-    found: list[dict[str, Any]] = []
-    for model in models:
-        rows = data_of.per_class(model)
-        for row in rows:
-            row["name"] = names[row["label"]]
-        if rows:
-            worst = sorted(rows, key=lambda row: -abs(row["change"]))[:CLASSES]
-            found.append({"name": model.name, "rows": sorted(worst, key=lambda row: row["change"])})
-    return found
-
-
-def gallery(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Thumbnails of images that compression lost, as far as a probe has kept them."""
-    from PIL import Image
-
-    stored: dict[int, Any] = {}
-    for model in models:
-        path = model.runs[0].folder / "figures" / "thumbnails.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as arrays:
-                stored |= dict(zip(arrays["index"].tolist(), arrays["thumbnail"], strict=True))
-    found: list[dict[str, Any]] = []
-    for index, row in data_of.hurt(models).iterrows():
-        if index not in stored or len(found) == GALLERY:
-            continue
-        buffer = io.BytesIO()
-        Image.fromarray(stored[index]).save(buffer, "PNG")  # type: ignore[index]
-        name = names[int(row["label"])]
-        found.append(
-            {"index": index, "name": name, "wrong": int(row["wrong"]), "address": address(buffer.getvalue(), "png")}
-        )
-    return found

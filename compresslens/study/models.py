@@ -9,13 +9,12 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from compresslens.samples import Floats
 from compresslens.statistics import Interval, mcnemar_p, seeds_interval, wilcoxon_p
 from compresslens.study.reading import Run
 
-Floats = npt.NDArray[np.float64]
 # metric: what it is the mean of, per sample
 MEANS = {
     "cam/pointing_game": "cam_pointing_game",

@@ -8,6 +8,7 @@ from typing import Any
 
 from compresslens.reporting.metric import finite
 from compresslens.statistics import holm
+from compresslens.study.calibration import calibration
 from compresslens.study.claims import claims
 from compresslens.study.models import MEANS, Change, Model
 from compresslens.study.verdicts import Thresholds, as_hard_to_fool, looks_at_the_right_thing
@@ -50,6 +51,7 @@ def summary(models: Sequence[Model], thresholds: Thresholds, notes: Sequence[str
             }
             for model in models
         ],
+        "calibration": calibration(models),
         "claims": [
             {"text": claim.text, "outcome": claim.outcome, "evidence": list(claim.evidence)}
             for claim in claims(compared, looks, fools)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compresslens.cli.report import main
-from compresslens.reporting.report_page import beside_references
+from compresslens.reporting.report_parts import beside_references
 from compresslens.study.columns import of_one_seed
 from compresslens.study.models import Model, models_of
 from compresslens.study.reading import find_runs
