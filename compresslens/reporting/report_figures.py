@@ -26,6 +26,8 @@ def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple
         references: of the networks that they came from.
         label: of the cost.
     """
+    from matplotlib.ticker import LogFormatter
+
     figure, axes = _canvas(6.4, 4.4)
     for place, (name, (cost, accuracy)) in enumerate(points.items()):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
@@ -36,6 +38,8 @@ def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple
     front = pareto_front(list(points.values()) + list(references))
     axes.plot([cost for cost, _ in front], [100 * accuracy for _, accuracy in front], color="#999999", linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatter())  # 50, not 5 × 10¹
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.set_xlabel(label)
     axes.set_ylabel("top-1 accuracy (%)")
     axes.grid(True, which="both", color="#E5E5E5", linewidth=0.7)
@@ -98,7 +102,7 @@ def reliability_diagrams(pairs: Mapping[str, tuple[Floats, Floats | None]]) -> b
             axes.errorbar(confidence, accuracy, bars, label=label, linewidth=1.5, **style)
         axes.set_title(name, fontsize=9)
         axes.grid(True, color="#E5E5E5", linewidth=0.7)
-        axes.legend(loc="upper left", fontsize=8, frameon=False)
+        axes.legend(loc="lower right", fontsize=8, frameon=False)
     figure.supxlabel("confidence (%)", fontsize=9)
     figure.supylabel("accuracy (%)", fontsize=9)
     return _png(figure)

@@ -85,26 +85,34 @@ def beside_references(models: Sequence[Model], read: Read) -> dict[str, dict[str
 
     Args:
         models: of one seed.
-        read: from a model and a prefix, "" or "reference_", to what is shown; None if there is nothing. References are
-            the same if their "what" is.
+        read: from a model and a prefix, "" or "reference_", to what is shown; None if there is nothing. Two are of the
+            same network if their "what" is the same: a reference that is among the models has the model's name.
     """
+    shown = [(model.name, ours, read(model, REFERENCE)) for model in models if (ours := read(model, MODEL)) is not None]
     groups: list[tuple[Any, dict[str, Any]]] = []
-    for model in models:
-        ours, theirs = read(model, MODEL), read(model, REFERENCE)
-        if ours is None:
-            continue
+    for name, ours, theirs in shown:
         for reference, members in groups:
-            if theirs is not None and reference is not None and np.array_equal(theirs["what"], reference["what"]):
-                members[model.name] = ours
+            if _same(theirs, reference):
+                members[name] = ours
                 break
         else:
-            groups.append((theirs, {model.name: ours}))
+            groups.append((theirs, {name: ours}))
+    originals: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
     for reference, members in groups:
-        if reference is not None:
-            found[f"reference of {next(iter(members))}{' and others' if len(members) > 1 else ''}"] = reference
+        if reference is None:
+            continue
+        known = [name for name, ours, theirs in shown if theirs is None and _same(ours, reference)]
+        originals |= dict.fromkeys(known)
+        others = " and others" if len(members) > 1 else ""
+        found[f"{known[0]} (reference)" if known else f"reference of {next(iter(members))}{others}"] = reference
         found |= members
-    return found
+    alone = {name: ours for name, ours, theirs in shown if theirs is None and name not in originals}
+    return found | alone
+
+
+def _same(first: dict[str, Any] | None, second: dict[str, Any] | None) -> bool:
+    return first is not None and second is not None and np.array_equal(first["what"], second["what"])
 
 
 def figure(place: str, picture: bytes, alt: str, caption: str) -> dict[str, str]:

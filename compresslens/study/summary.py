@@ -26,8 +26,8 @@ def summary(models: Sequence[Model], thresholds: Thresholds, notes: Sequence[str
         thresholds: of the verdicts.
         notes: what was left out, and why.
     """
-    said = list(notes)
-    said += [f"{model.name} has no reference: its row stands by itself" for model in models if not model.has_reference]
+    alone = [model.name for model in models if not model.has_reference]
+    said = [*notes, *([f"without a reference, and so without verdicts: {', '.join(alone)}"] if alone else [])]
     compared = [model for model in models if model.has_reference]
     looks = {model.name: looks_at_the_right_thing(model, thresholds) for model in compared}
     fools = {model.name: as_hard_to_fool(model, thresholds) for model in compared}
@@ -42,6 +42,7 @@ def summary(models: Sequence[Model], thresholds: Thresholds, notes: Sequence[str
         "models": [
             {
                 "name": model.name,
+                "has_reference": model.has_reference,
                 "seeds": [run.seed for run in model.runs],
                 "metrics": {name: _metric(model, name) for name in model.metrics},
                 "changes": changes.get(model.name, {}),

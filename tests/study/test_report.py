@@ -83,7 +83,7 @@ def test_a_run_without_pictures_or_reference_still_has_a_page(tmp_path):
     write_run(tmp_path, "teacher", reference=False)
     status, output = run_report(tmp_path, "teacher")
     assert status == 0
-    assert "has no reference" in (output / "index.html").read_text()
+    assert "without a reference" in (output / "index.html").read_text()
 
 
 @pytest.mark.parametrize(("names", "words"), [(["gone"], "no run 'gone'"), (["prune", "half"], "half")])
@@ -118,7 +118,13 @@ def test_pictures_are_of_a_seed_that_all_models_have(tmp_path):
 
 
 def test_each_reference_stands_in_front_of_those_that_came_from_it():
-    whats = {"distill": ("teacher", "a"), "prune": ("plain", "b"), "qat": ("plain", "c"), "teacher": (None, "d")}
+    whats = {
+        "distill": ("teacher", "a"),
+        "prune": ("plain", "b"),
+        "qat": ("plain", "c"),
+        "other": (None, "d"),
+        "teacher": (None, "teacher"),
+    }
 
     def read(model, prefix):
         what = whats[model.name][0 if prefix else 1]
@@ -126,12 +132,12 @@ def test_each_reference_stands_in_front_of_those_that_came_from_it():
 
     found = beside_references([Model(name, []) for name in whats], read)
     assert list(found) == [
-        "reference of distill",
+        "teacher (reference)",
         "distill",
         "reference of prune and others",
         "prune",
         "qat",
-        "teacher",
+        "other",
     ]
     assert found["reference of prune and others"]["what"] == ["plain"]
 

@@ -126,7 +126,7 @@ def test_summary_adjusts_over_all_models_and_measures(tmp_path):
     write_run(tmp_path, "qat")
     write_run(tmp_path, "teacher", reference=False)
     content = summary(models_of(find_runs(["prune", "qat", "teacher"], tmp_path)[0]), Thresholds(), ["said"])
-    assert content["notes"] == ["said", "teacher has no reference: its row stands by itself"]
+    assert content["notes"] == ["said", "without a reference, and so without verdicts: teacher"]
     changes = [change for one in content["models"] for change in one["changes"].values()]
     assert all(change["p_adjusted"] >= change["p"] for change in changes)
     assert content["models"][0]["changes"]["accuracy/top1"]["significant"]
