@@ -57,16 +57,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def success(pairs: Mapping[str, tuple[Floats, Floats | None]]) -> bytes:
+def success(pairs: Mapping[str, tuple[Floats, Floats | None]], farthest: float) -> bytes:
     """Share of images that are fooled within each distance, with a bootstrap band: a panel for each model.
 
     Args:
         pairs: by the name of the model its distances and its reference's, of the same images.
+        farthest: distance that is shown.
     """
     figure, panels = _panels(len(pairs), 3.6, 3.2, sharex=True, sharey=True)
-    values = [found for pair in pairs.values() for found in pair if found is not None]
-    finite = np.concatenate([found[np.isfinite(found)] for found in values])
-    radii = np.linspace(0, 1.02 * float(finite.max(initial=1e-9)), RADII)
+    radii = np.linspace(0, 1.02 * max(farthest, 1e-9), RADII)
     for axes, (name, (ours, theirs)) in zip(panels, pairs.items(), strict=True):
         curves = [(ours, BLUE, "-", "model")] + ([] if theirs is None else [(theirs, VERMILION, "--", "reference")])
         for found, colour, line, label in curves:
@@ -113,6 +112,7 @@ def maps(
     labels: Mapping[str, npt.NDArray[np.int64]],
     wrong: Mapping[str, npt.NDArray[np.bool_]],
     class_names: Sequence[str],
+    window: tuple[Floats, Floats],
 ) -> bytes:
     """t-SNE maps side by side, with the same colours and axes.
 
@@ -121,10 +121,10 @@ def maps(
         labels: N, likewise.
         wrong: N, likewise; those images get a ring.
         class_names: of all classes.
+        window: least and greatest position, 2 numbers each.
     """
     figure, panels = _panels(len(positions), 3.4, 3.6)
-    everything = np.concatenate(list(positions.values()))
-    low, high = everything.min(0), everything.max(0)
+    low, high = window
     room = 0.05 * max(float((high - low).max()), 1e-9)
     for axes, name in zip(panels, positions, strict=True):
         draw_map(axes, positions[name], labels[name], wrong[name], class_names, size=7)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ CLASSES = 10  # that are listed for each model
 GALLERY = 24
 EXAMPLES = 8
 MAP_PARTS = ("what", "labels", "wrong")
+MODELS = 16  # in a picture
+Shown = TypeVar("Shown")
 Read = Callable[[Model, str], dict[str, Any] | None]
 
 
@@ -41,33 +43,41 @@ def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[st
             picture = draw.pareto(points, sorted(references), label)
             found.append(figure("cost", picture, f"top-1 accuracy against {label}", f"Accuracy against {label}."))
     same = data_of.of_one_seed(models)
-    looks = beside_references(same, common_examples(same))
-    if looks:
-        caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
-        found.append(figure("looks", draw.looks(looks, names), "class activation maps of every model", caption))
+    caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
+    for looks in in_pictures(beside_references(same, common_examples(same))):
+        found.append(figure("looks", draw.looks(looks, names), "class activation maps", caption))
     seen = beside_references(same, data_of.tsne_map)
-    if seen:
-        positions, labels, wrong = ({name: data[part] for name, data in seen.items()} for part in MAP_PARTS)
-        picture = draw.maps(positions, labels, wrong, names)
-        caption = "Each model's map is aligned with its reference's. Rings: misclassified. One seed."
-        found.append(figure("features", picture, "t-SNE maps of every model's features", caption))
+    caption = "Each model's map is aligned with its reference's. Rings: misclassified. One seed."
+    for part in in_pictures(seen):
+        positions, labels, wrong = ({name: data[kind] for name, data in part.items()} for kind in MAP_PARTS)
+        window = np.concatenate([data["what"] for data in seen.values()])
+        picture = draw.maps(positions, labels, wrong, names, (window.min(0), window.max(0)))
+        found.append(figure("features", picture, "t-SNE maps of the features", caption))
     pairs = {
         model.name: (ours, theirs if len(theirs := data_of.distances(model, REFERENCE)) else None)
         for model in models
         if len(ours := data_of.distances(model))
     }
-    if pairs:
-        caption = (
-            "Share of images fooled within a distance, model and reference on the same images: those that both "
-            "classify correctly. Bands: 95 % bootstrap interval over images."
-        )
-        found.append(figure("fooled", draw.success(pairs), "attack success against distance", caption))
+    caption = (
+        "Share of images fooled within a distance, model and reference on the same images: those that both "
+        "classify correctly. Bands: 95 % bootstrap interval over images."
+    )
+    for curves in in_pictures(pairs):
+        farthest = max(float(values[np.isfinite(values)].max(initial=0)) for values, _ in pairs.values())
+        picture = draw.success(curves, farthest)
+        found.append(figure("fooled", picture, "attack success against distance", caption))
     both = {model.name: (confidence_points(model, MODEL), confidence_points(model, REFERENCE)) for model in models}
-    sure = {name: (ours, theirs) for name, (ours, theirs) in both.items() if ours is not None}
-    if sure:
-        caption = "Accuracy of the predictions of each confidence, in ten bins; bars: 95 % Wilson intervals. All seeds."
+    caption = "Accuracy of the predictions of each confidence, in ten bins; bars: 95 % Wilson intervals. All seeds."
+    for sure in in_pictures({name: (ours, theirs) for name, (ours, theirs) in both.items() if ours is not None}):
         found.append(figure("calibration", draw.reliability_diagrams(sure), "accuracy against confidence", caption))
     return found
+
+
+def in_pictures(found: Mapping[str, Shown]) -> Iterator[dict[str, Shown]]:
+    """Some models at a time: a picture of a hundred would be large, and take much memory."""
+    names = list(found)
+    for start in range(0, len(names), MODELS):
+        yield {name: found[name] for name in names[start : start + MODELS]}
 
 
 def confidence_points(model: Model, prefix: str) -> Floats | None:

@@ -1,5 +1,7 @@
 import csv
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -154,3 +156,11 @@ def test_more_pictures_than_classes(tmp_path):
     arrays["index"] = np.arange(6)
     np.savez(path, **arrays)
     assert run_report(tmp_path, "prune")[0] == 0
+
+
+def test_a_report_does_without_lightning():
+    """Its import would take longer than most reports."""
+    modules = "compresslens.reporting.report_page, compresslens.reporting.model_card, compresslens.study.summary"
+    script = f"import sys, {modules}; print('pytorch_lightning' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
