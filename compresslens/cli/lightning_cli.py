@@ -177,6 +177,9 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero and not self.trainer.interrupted:
             from compresslens.reporting.summary import print_summary
 
+            for logger in self.trainer.loggers:
+                if hasattr(logger, "log_run"):
+                    logger.log_run()
             self.close_loggers()
             runs.finish(runs.current_run())
             if CLI.chosen != "export":

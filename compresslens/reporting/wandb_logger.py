@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from compresslens import runs
+from compresslens.errors import UserError
+from compresslens.reporting.wandb_artifacts import Choice, log_inputs, log_outputs
+from compresslens.reporting.wandb_description import describe, origins, read_config, without_home
+from compresslens.reporting.wandb_media import MediaBudget
+from compresslens.reporting.wandb_start import SETTINGS, NoExperiment, logged_in, one_line, start_run
 
-Mode = Literal["online", "offline", "disabled"]
-
-
-class NoExperiment:
-    """Accepts whatever is done to a W&B run, and does nothing."""
-
-    id = None
-    name = None
-
-    def __getattr__(self, name: str) -> NoExperiment:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoExperiment:
-        return self
-
-    def __getitem__(self, key: Any) -> NoExperiment:
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+__all__ = ["SETTINGS", "NoExperiment", "OfflineFirstWandbLogger", "logged_in", "one_line"]
 
 
 class OfflineFirstWandbLogger(WandbLogger):
@@ -50,6 +31,10 @@ class OfflineFirstWandbLogger(WandbLogger):
     Code, git state, host, hardware, packages and console output are not recorded, and home folders in hyperparameters
     are written as `~`.
 
+    Group (the experiment, after its study), job type (the method) and tags (method, architecture, data set, seed,
+    study) come from the run's folder and config. A run declares as its inputs the checkpoints of other runs that its
+    config names as `weights`; :meth:`log_run` logs what it has made.
+
     Log media through the logger (`log_image`, `log_table`, or `log_metrics` with `wandb.Image` and the like as values),
     not through `experiment`, which lets the failures of wandb through.
 
@@ -58,9 +43,16 @@ class OfflineFirstWandbLogger(WandbLogger):
         online: send to the W&B server while training.
         save_dir: folder of `wandb/`; the folder of the current run if None.
         name: of the W&B run; `<name of the run>/<time stamp>` if None.
-        group: W&B group.
-        job_type: W&B job type.
-        tags: W&B tags.
+        group: W&B group; None: the experiment.
+        job_type: W&B job type; None: the method.
+        tags: W&B tags, in addition.
+        artifacts: what is logged as W&B artifacts: "none"; "samples": `samples.parquet`; "all": also the best
+            checkpoint, the files in `model/`, and the lineage. Until they are uploaded they are links in
+            `wandb/artifacts/`, no copies.
+        media_budget: bytes of pictures and pages that a run may log; what is over is left out.
+
+    Raises:
+        UserError: `artifacts` or `media_budget` cannot be.
     """
 
     def __init__(
@@ -72,7 +64,15 @@ class OfflineFirstWandbLogger(WandbLogger):
         group: str | None = None,
         job_type: str | None = None,
         tags: list[str] | None = None,
+        artifacts: Choice = "all",
+        media_budget: int = 50_000_000,
     ) -> None:
+        if artifacts not in get_args(Choice):
+            raise UserError(f"artifacts is {artifacts!r}; it must be one of {', '.join(get_args(Choice))}")
+        if media_budget < 0:
+            raise UserError(f"media_budget is {media_budget}; it must not be negative")
+        self._artifacts: Choice = artifacts
+        self._budget = MediaBudget(media_budget, self._warn)
         self._online = online
         self._run_folder = save_dir
         try:
@@ -107,14 +107,20 @@ class OfflineFirstWandbLogger(WandbLogger):
 
         def update() -> None:
             content = params if isinstance(params, Mapping) else vars(params)
-            WandbLogger.log_hyperparams(self, _without_home(content))
+            WandbLogger.log_hyperparams(self, without_home(content))
 
         self._guard(update)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Logs numbers and media."""
-        self._guard(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+        def log() -> None:
+            kept = self._budget.admit(metrics, Path(self.save_dir))
+            if kept:
+                WandbLogger.log_metrics(self, kept, step)
+
+        self._guard(log)
 
     @rank_zero_only
     def log_image(self, *args: Any, **kwargs: Any) -> None:
@@ -133,10 +139,15 @@ class OfflineFirstWandbLogger(WandbLogger):
         def log() -> None:
             import wandb
 
-            media: dict[str, Any] = {key: wandb.Html(str(path), inject=False)}
-            WandbLogger.log_metrics(self, media)
+            self.log_metrics({key: wandb.Html(str(path), inject=False)})
 
         self._guard(log)
+
+    @rank_zero_only
+    def log_run(self) -> None:
+        """Logs what the run has made as W&B artifacts; for the end of a run that has succeeded."""
+        if self._experiment is not None and not isinstance(self._experiment, NoExperiment):
+            self._guard_artifacts(lambda: log_outputs(self._experiment, Path(self.save_dir), self._artifacts))
 
     def watch(self, *args: Any, **kwargs: Any) -> None:
         """Logs gradients, see `wandb.Run.watch`."""
@@ -157,70 +168,22 @@ class OfflineFirstWandbLogger(WandbLogger):
             self._experiment = None
 
     def _start(self) -> Any:
-        """Starts or continues the W&B run."""
-        mode = self._mode()
-        if mode == "disabled":
-            return NoExperiment()
-        import wandb
-
+        """Starts or continues the W&B run, and says what it is and what it was made from."""
         folder = Path(self.save_dir)
-        id_file = folder / "wandb" / "run_id.txt"
-        if not id_file.exists():
-            runs.write_atomically(id_file, _write_new_id)
-        settings: dict[str, Any] = {
-            "disable_code": True,
-            "disable_git": True,
-            "disable_job_creation": True,
-            "save_code": False,
-            "console": "off",  # warnings contain the paths of the modules that they come from
-            "host": "",
-            "symlink": False,
-            "x_disable_machine_info": True,
-            "x_disable_meta": True,
-            "x_disable_stats": True,
-            "x_save_requirements": False,
-            "init_timeout": 30,
-            "reinit": "create_new",  # never log into somebody else's run
-        }
-        if "x_transaction_log_flush_interval" in wandb.Settings.model_fields:
-            settings["x_transaction_log_flush_interval"] = 2.0  # what a killed run loses; the default is 15 seconds
-        options: dict[str, Any] = {
-            **self._wandb_init,
-            "dir": str(folder),
-            "id": id_file.read_text(encoding="utf-8").strip(),
+        config = read_config(folder)
+        about = describe(folder, config)
+        given = self._wandb_init
+        options = {
+            **given,
             "name": self._name or f"{folder.resolve().parent.name}/{folder.resolve().name}",
+            "group": given.get("group") or about.group,
+            "job_type": given.get("job_type") or about.job_type,
+            "tags": list(dict.fromkeys([*about.tags, *(given.get("tags") or ())])),
         }
-        options.pop("anonymous", None)
-        run = None
-        if mode == "online":
-            try:
-                run = wandb.init(**options, mode="online", settings=wandb.Settings(**settings, quiet=True))
-            except Exception as error:
-                self._warn(f"W&B cannot be reached, the run stays offline: {_one_line(error)}")
-        if run is None:
-            options["resume"] = None  # without a server there is nothing to ask; the id is what joins the parts
-            run = wandb.init(**options, mode="offline", settings=wandb.Settings(**settings, silent=True))
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        _remove_traces(run)
+        run = start_run(folder, options, self._online, self._warn)
+        if self._artifacts == "all" and not isinstance(run, NoExperiment):
+            self._guard_artifacts(lambda: log_inputs(run, folder, origins(config)))
         return run
-
-    def _mode(self) -> Mode:
-        """What to do, by the settings and the environment."""
-        chosen = os.environ.get("WANDB_MODE", "").lower()
-        if chosen == "disabled":
-            self._warn("WANDB_MODE=disabled: nothing is logged to W&B")
-            return "disabled"
-        if not self._online or chosen in {"offline", "dryrun"}:
-            return "offline"
-        try:
-            if _logged_in():
-                return "online"
-            reason = "no W&B API key found"
-        except Exception as error:
-            reason = _one_line(error)
-        self._warn(f"{reason}: the run stays offline; `wandb login` and `wandb sync` upload it")
-        return "offline"
 
     def _guard(self, action: Callable[[], Any]) -> None:
         """Does something with the W&B run; the first failure is the last."""
@@ -231,54 +194,18 @@ class OfflineFirstWandbLogger(WandbLogger):
         except Exception as error:
             self._give_up(error)
 
+    def _guard_artifacts(self, action: Callable[[], Any]) -> None:
+        """Logs artifacts; the first failure ends that, and nothing else."""
+        try:
+            action()
+        except Exception as error:
+            self._artifacts = "none"
+            self._warn(f"no artifacts are logged to W&B: {one_line(error)}")
+
     def _give_up(self, error: Exception) -> None:
         self._experiment: Any = NoExperiment()
-        self._warn(f"W&B does not work, the run goes on without it: {_one_line(error)}")
+        self._warn(f"W&B does not work, the run goes on without it: {one_line(error)}")
 
     @rank_zero_only
     def _warn(self, message: str) -> None:
         warnings.warn(message, stacklevel=2)
-
-
-def _logged_in() -> bool:
-    """Whether wandb finds an API key, without asking the user or the network.
-
-    wandb alone knows where it looks: which server is the default and whose entries in `.netrc` count have changed.
-    """
-    import wandb
-
-    try:
-        from wandb.sdk.lib.wbauth import authenticate_session
-
-        host = wandb.setup().settings.base_url
-        found = authenticate_session(host=host, source="compresslens", prompt=False, update_session=False)
-        return found is not None
-    except (ImportError, AttributeError, TypeError):  # older versions
-        return bool(getattr(getattr(wandb, "api", None), "api_key", None))
-
-
-def _write_new_id(path: Path) -> None:
-    path.write_text(secrets.token_hex(4), encoding="utf-8")
-
-
-def _remove_traces(run: Any) -> None:
-    """Empties wandb's own log, whose first lines name absolute paths, and removes the link to the user's cache."""
-    logs = Path(run.settings.sync_dir) / "logs"
-    with suppress(OSError):
-        (logs / "debug-core.log").unlink(missing_ok=True)
-        os.truncate(logs / "debug.log", 0)
-
-
-def _without_home(value: Any) -> Any:
-    """The value with the user's home folder written as `~` in all texts."""
-    if isinstance(value, Mapping):
-        return {key: _without_home(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_home(item) for item in value]
-    if isinstance(value, (str, Path)):
-        return runs.without_home(str(value))
-    return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,12 +1,9 @@
-import json
 import os
 import pickle
 import runpy
-import socket
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -18,51 +15,20 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from compresslens.reporting.wandb_logger import NoExperiment, OfflineFirstWandbLogger
 from compresslens.runs import RUN_DIRECTORY_VARIABLE
+from tests.reporting.conftest import HOST
+from tests.reporting.wandb_records import config, of_kind, records
 
 T = TypeVar("T")
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-HOST = "name-of-this-machine"
-
-
-@pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keeps wandb out of the user's folders and the user's account out of the tests."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb" / name))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(socket, "gethostname", lambda: HOST)
-    yield
-    wandb.teardown()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "home" / "runs" / "distill" / "20260101-120000"
-    path.mkdir(parents=True)
-    return path
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """All records of all parts of the run, oldest first."""
-    leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
-    parts = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    texts = [subprocess.run([*leet, str(part)], check=True, capture_output=True, text=True).stdout for part in parts]
-    return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-def of_kind(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [record[kind] for record in found if record["type"] == kind]
+pytestmark = pytest.mark.usefixtures("isolated_wandb")
 
 
 def test_an_offline_run_can_be_read_back_and_tells_nothing_about_the_machine(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    logger = OfflineFirstWandbLogger(save_dir=str(folder), group="cifar10", job_type="distill", tags=["a", "b"])
+    logger = OfflineFirstWandbLogger(save_dir=str(run_folder), group="cifar10", job_type="distill", tags=["a", "b"])
     logger.log_hyperparams({"lr": 0.1, "data": {"root": str(Path.home() / "data")}})
     print(Path.home(), HOST)
     for step in range(3):
@@ -73,66 +39,65 @@ def test_an_offline_run_can_be_read_back_and_tells_nothing_about_the_machine(
     logger.log_metrics({"test/top1": 0.5}, 3)
     logger.finish()
 
-    found = records(folder)
+    found = records(run_folder)
     run = of_kind(found, "run")[0]
     assert run["project"] == "compresslens"
     assert run["display_name"] == "distill/20260101-120000"
     assert (run["run_group"], run["job_type"], run["tags"]) == ("cifar10", "distill", ["a", "b"])
-    assert run["run_id"] == (folder / "wandb" / "run_id.txt").read_text()
-    config = {key: value for record in of_kind(found, "config") for key, value in record["update"].items()}
-    assert config == {"lr": 0.1, "data": {"root": "~/data"}}
+    assert run["run_id"] == (run_folder / "wandb" / "run_id.txt").read_text()
+    assert config(found) == {"lr": 0.1, "data": {"root": "~/data"}}
     history = [record["item"] for record in of_kind(found, "history")]
     assert [item.get("train/loss") for item in history[:3]] == [1, 1 / 2, 1 / 3]
     assert [item["trainer/global_step"] for item in history] == [0, 1, 2, 2, 2, 3]
     assert history[5]["test/top1"] == 0.5
-    assert len(list(folder.glob("wandb/*/files/media/images/*.png"))) == 2
+    assert len(list(run_folder.glob("wandb/*/files/media/images/*.png"))) == 2
 
-    for path in folder.rglob("*"):
+    for path in run_folder.rglob("*"):
         assert not path.is_symlink()
         content = path.read_bytes() if path.is_file() else b""
         for secret in (str(Path.home()), str(tmp_path), HOST, KEY, sys.executable):
             assert secret.encode() not in content, path
 
 
-def test_a_page_is_logged(folder: Path, tmp_path: Path) -> None:
+def test_a_page_is_logged(run_folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "tsne.html"
     page.write_text("<!DOCTYPE html><title>é</title><script>1 < 2</script>", encoding="utf-8")
-    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    logger = OfflineFirstWandbLogger(save_dir=str(run_folder))
     logger.log_metrics({"x": 1.0}, 3)
     logger.log_page("tsne_page", page)
     logger.finish()
-    history = [record["item"] for record in of_kind(records(folder), "history")]
+    history = [record["item"] for record in of_kind(records(run_folder), "history")]
     (logged,) = [item for item in history if "tsne_page._type" in item]
     assert logged["tsne_page._type"] == "html-file"
     assert logged["trainer/global_step"] == 3
-    (kept,) = folder.glob(f"wandb/*/files/{logged['tsne_page.path']}")
+    (kept,) = run_folder.glob(f"wandb/*/files/{logged['tsne_page.path']}")
     assert kept.read_text(encoding="utf-8") == page.read_text(encoding="utf-8"), "and nothing injected"
 
 
-def test_a_continued_run_keeps_its_id_and_never_joins_another_one(folder: Path) -> None:
+def test_a_continued_run_keeps_its_id_and_never_joins_another_one(run_folder: Path) -> None:
     for step in range(2):
-        logger = OfflineFirstWandbLogger(save_dir=str(folder))
+        logger = OfflineFirstWandbLogger(save_dir=str(run_folder))
         logger.log_metrics({"x": step}, step)
-        assert logger.version == (folder / "wandb" / "run_id.txt").read_text()
+        assert logger.version == (run_folder / "wandb" / "run_id.txt").read_text()
         logger.finish()
         # two parts that start within the same second would get the same folder
-        (part,) = folder.glob("wandb/offline-run-2*")
+        (part,) = run_folder.glob("wandb/offline-run-2*")
         part.rename(part.with_name(f"offline-run-part{step}"))
-    found = records(folder)
+    found = records(run_folder)
     assert [record["item"]["x"] for record in of_kind(found, "history")] == [0, 1]
     assert len({record["run_id"] for record in of_kind(found, "run")}) == 1
 
-    other = folder.with_name("other")
-    first, second = OfflineFirstWandbLogger(save_dir=str(folder)), OfflineFirstWandbLogger(save_dir=str(other))
+    other = run_folder.with_name("other")
+    first, second = OfflineFirstWandbLogger(save_dir=str(run_folder)), OfflineFirstWandbLogger(save_dir=str(other))
     assert first.experiment.id != second.experiment.id
     first.finish()
     second.finish()
 
 
-def test_the_folder_is_that_of_the_current_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_that_of_the_current_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = OfflineFirstWandbLogger()
-    monkeypatch.setenv(RUN_DIRECTORY_VARIABLE, str(folder))
-    assert logger.save_dir == str(folder)
+    monkeypatch.setenv(RUN_DIRECTORY_VARIABLE, str(run_folder))
+    assert logger.save_dir == str(run_folder)
 
 
 # When to be online ----------------------------------------------------------------------------------------------------
@@ -169,7 +134,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("source", ["environment", "netrc"])
 def test_online_if_asked_and_logged_in(
-    folder: Path, starts: list[dict[str, Any]], source: str, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, starts: list[dict[str, Any]], source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if source == "environment":
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -178,8 +143,8 @@ def test_online_if_asked_and_logged_in(
         Path(os.environ["NETRC"]).chmod(0o600)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert isinstance(OfflineFirstWandbLogger(online=True, save_dir=str(folder)).experiment, FakeRun)
-        assert isinstance(OfflineFirstWandbLogger(online=False, save_dir=str(folder)).experiment, FakeRun)
+        assert isinstance(OfflineFirstWandbLogger(online=True, save_dir=str(run_folder)).experiment, FakeRun)
+        assert isinstance(OfflineFirstWandbLogger(online=False, save_dir=str(run_folder)).experiment, FakeRun)
     assert [call["mode"] for call in starts] == ["online", "offline"]
     assert starts[0]["resume"] == "allow"
     assert starts[0]["id"] == starts[1]["id"]
@@ -187,29 +152,29 @@ def test_online_if_asked_and_logged_in(
 
 @pytest.mark.parametrize(("key", "message"), [("", "no W&B API key"), ("nonsense", "API_KEY invalid")])
 def test_offline_with_a_warning_without_a_valid_api_key(
-    folder: Path, starts: list[dict[str, Any]], key: str, message: str, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, starts: list[dict[str, Any]], key: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
-    logger = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
+    logger = OfflineFirstWandbLogger(online=True, save_dir=str(run_folder))
     assert_one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(2)], f"{message}.*stays offline")
     assert [call["mode"] for call in starts] == ["offline"]
 
 
 def test_older_versions_of_wandb_are_asked_in_their_way(
-    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb.sdk.lib.wbauth", None)
     monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=KEY))
-    OfflineFirstWandbLogger(online=True, save_dir=str(folder)).log_metrics({"x": 1.0}, 0)
+    OfflineFirstWandbLogger(online=True, save_dir=str(run_folder)).log_metrics({"x": 1.0}, 0)
     assert [call["mode"] for call in starts] == ["online"]
 
 
 def test_offline_if_the_environment_says_so(
-    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    OfflineFirstWandbLogger(online=True, save_dir=str(folder)).log_metrics({"x": 1.0}, 0)
+    OfflineFirstWandbLogger(online=True, save_dir=str(run_folder)).log_metrics({"x": 1.0}, 0)
     assert [call["mode"] for call in starts] == ["offline"]
 
 
@@ -240,8 +205,8 @@ def assert_one_warning(action: Callable[[], T], pattern: str) -> T:
     return result
 
 
-def used(folder: Path) -> OfflineFirstWandbLogger:
-    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+def used(run_folder: Path) -> OfflineFirstWandbLogger:
+    logger = OfflineFirstWandbLogger(save_dir=str(run_folder))
     use_in_every_way(logger)
     return logger
 
@@ -250,74 +215,78 @@ def raising(*args: Any, **kwargs: Any) -> Any:
     raise wandb.errors.CommError("no route\nto host")
 
 
-def test_a_failing_init_costs_one_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_init_costs_one_warning(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "init", raising)
-    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    logger = OfflineFirstWandbLogger(save_dir=str(run_folder))
     assert_one_warning(lambda: use_in_every_way(logger), "goes on without it: CommError: no route to host")
     assert isinstance(logger.experiment, NoExperiment)
 
 
 def test_a_failing_log_costs_one_warning(
-    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = OfflineFirstWandbLogger(save_dir=str(folder))
+    logger = OfflineFirstWandbLogger(save_dir=str(run_folder))
     monkeypatch.setattr(FakeRun, "log", raising)
     assert_one_warning(lambda: [logger.log_metrics({"x": 1.0}, step) for step in range(3)], "no route to host")
     assert isinstance(logger.experiment, NoExperiment)
     assert logger.version is None
 
 
-def test_an_unreachable_server_leaves_an_offline_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_leaves_an_offline_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     original = wandb.init
     monkeypatch.setattr(
         wandb, "init", lambda mode, **rest: raising() if mode == "online" else original(mode=mode, **rest)
     )
-    logger = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
+    logger = OfflineFirstWandbLogger(online=True, save_dir=str(run_folder))
     assert_one_warning(lambda: logger.log_metrics({"x": 1.0}, 0), "cannot be reached, the run stays offline")
     logger.finish()
-    assert of_kind(records(folder), "history")[0]["item"]["x"] == 1
+    assert of_kind(records(run_folder), "history")[0]["item"]["x"] == 1
 
 
-def test_a_read_only_folder_costs_one_warning(folder: Path) -> None:
-    (folder / "wandb").write_text("a file where a folder should be")
-    logger = assert_one_warning(lambda: used(folder), "goes on without it")
+def test_a_read_only_folder_costs_one_warning(run_folder: Path) -> None:
+    (run_folder / "wandb").write_text("a file where a folder should be")
+    logger = assert_one_warning(lambda: used(run_folder), "goes on without it")
     assert isinstance(logger.experiment, NoExperiment)
 
 
 def test_disabled_by_the_environment(
-    folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert_one_warning(lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(folder))), "WANDB_MODE=disabled")
+    assert_one_warning(
+        lambda: use_in_every_way(OfflineFirstWandbLogger(save_dir=str(run_folder))), "WANDB_MODE=disabled"
+    )
     assert starts == []
-    assert list(folder.iterdir()) == []
+    assert list(run_folder.iterdir()) == []
 
 
-def test_without_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wandb(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    logger = assert_one_warning(lambda: used(folder), "goes on without it")
+    logger = assert_one_warning(lambda: used(run_folder), "goes on without it")
     assert isinstance(logger.experiment, NoExperiment)
 
 
-def test_with_a_broken_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_broken_wandb(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    logger = assert_one_warning(lambda: used(folder), "goes on without it")
+    logger = assert_one_warning(lambda: used(run_folder), "goes on without it")
     assert isinstance(logger.experiment, NoExperiment)
 
 
-def test_other_ranks_start_nothing(folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_start_nothing(
+    run_folder: Path, starts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        use_rank = OfflineFirstWandbLogger(online=True, save_dir=str(folder))
+        use_rank = OfflineFirstWandbLogger(online=True, save_dir=str(run_folder))
         use_rank.log_hyperparams({"a": 1})
         use_rank.log_metrics({"x": 1.0}, 0)
         use_rank.experiment.log({"x": 1})
         use_rank.finish()
     assert starts == []
-    assert list(folder.iterdir()) == []
+    assert list(run_folder.iterdir()) == []
 
 
 def test_wandb_is_imported_only_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
