@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SPECIAL = r"\`*_{}[]<>#|"
+SPECIAL = r"\`*_{}[]<>#|$~&"  # with GitHub's and W&B's formulas, entities and struck out text
 
 
 def model_card(model: dict[str, Any], content: dict[str, Any]) -> str:
@@ -38,4 +38,4 @@ def model_card(model: dict[str, Any], content: dict[str, Any]) -> str:
 
 def plain(text: str) -> str:
     """Text whose characters mean nothing to Markdown."""
-    return "".join(f"\\{sign}" if sign in SPECIAL else sign for sign in str(text)).replace("\n", " ")
+    return "".join(f"\\{sign}" if sign in SPECIAL else sign for sign in " ".join(str(text).split()))
