@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compresslens import runs
 from compresslens.cli.configs import config_chain, find_config, refuse_circles, requirements, run_name, shipped_configs
+from compresslens.cli.slurm_ranks import agree_under_slurm, tasks
 from compresslens.errors import UserError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
@@ -160,6 +161,8 @@ def same_on_all_ranks(choose: Callable[[], Path]) -> Path:
         from compresslens.cli.ranks import agree
 
         return Path(agree(lambda: str(choose())))
+    if tasks() > 1:
+        return Path(agree_under_slurm(lambda: str(choose())))
     return choose()
 
 

@@ -49,8 +49,8 @@ def train_missing(paths: list[Path], runs_dir: Path, overrides: list[str]) -> in
 
 
 def undistributed_environment() -> dict[str, str]:
-    """This process' environment without what torchrun or SLURM set for its ranks."""
-    foreign = ("TORCHELASTIC_", "SLURM_", "COMPRESSLENS_")
+    """This process' environment without what torchrun or SLURM set for its ranks, and W&B's agent for its run."""
+    foreign = ("TORCHELASTIC_", "SLURM_", "COMPRESSLENS_", "WANDB_SWEEP_", "WANDB_RUN_ID")
     ranks = {
         "RANK",
         "LOCAL_RANK",

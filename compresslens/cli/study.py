@@ -3,134 +3,161 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
+import signal
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from compresslens.cli.configs import refuse_circles
-from compresslens.cli.requirements import ENTRY_POINT, undistributed_environment
-from compresslens.cli.study_plan import Job, Study, plan, read_study, seconds_of
+from compresslens import runs
+from compresslens.cli.study_estimate import seconds_of, seconds_to_go
+from compresslens.cli.study_local import execute
+from compresslens.cli.study_plan import Job, plan, read_study
+from compresslens.cli.study_report import conclude
+from compresslens.cli.thresholds import add_threshold_options, thresholds
 from compresslens.errors import UserError
 
-POLL_SECONDS = 0.5
+EPILOG = (
+    "Options of train.py for every experiment stand behind two dashes: study.py --config X -- --trainer.max_epochs=1"
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a study; returns the exit status: 1 if an experiment failed, 2 if the study cannot begin."""
-    parser = argparse.ArgumentParser(prog="study.py", description="Experiments × seeds, then the report.")
-    parser.add_argument("--config", required=True, metavar="NAME", help="a study in configs/studies/, or a path")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the study")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are kept (runs)")
-    parser.add_argument("--output", type=Path, help="folder of the report (<runs_dir>/<study>/report)")
-    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="options of train.py for every experiment")
-    options = parser.parse_args(arguments)
+    own, for_train = list(arguments), []
+    if "--" in own:
+        at = own.index("--")
+        own, for_train = own[:at], own[at + 1 :]
+    options, unknown = _parser().parse_known_args(own)
     try:
-        if options.jobs < 1:
-            raise UserError(f"--jobs is {options.jobs}; it must be at least 1")
-        study = read_study(options.config)
-        for config in study.experiments:
-            refuse_circles(config)
-        seeds = study.seeds if options.seeds is None else list(dict.fromkeys(options.seeds))
-        study = Study(study.name, study.experiments, seeds, [*study.options, *options.options])
-        jobs = plan(study, options.runs_dir)
-        show(jobs, options.runs_dir, options.jobs)
-        if options.dry_run:
-            return 0
-        failed = execute(jobs, study.options, options.jobs)
-        return conclude(jobs, failed, options.output or options.runs_dir / study.name / "report", study.name)
+        if unknown:
+            raise UserError(f"unknown option {unknown[0]}; see --help; options of train.py stand behind --")
+        with _stopped_by_signals():
+            return run(options, for_train)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted: the same command goes on where this stopped", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
 
 
-def show(jobs: Sequence[Job], runs_dir: Path, at_a_time: int) -> None:
+def run(options: argparse.Namespace, for_train: Sequence[str]) -> int:
+    """Plans, trains and reports; returns the exit status.
+
+    Raises:
+        UserError: wrong options, or something else works on the same runs.
+    """
+    study = read_study(options.config)
+    seeds = study.seeds if options.seeds is None else options.seeds
+    study = replace(study, seeds=seeds, options=[*study.options, *for_train])
+    limits = thresholds(vars(options), study.limits)
+    jobs = plan(study, options.runs_dir)
+    output = options.output or options.runs_dir / study.name / "report"
+    if options.launcher == "slurm":
+        from compresslens.cli import study_slurm
+
+        resources = study_slurm.resources_of(options, study.options)
+        show(jobs, options.runs_dir, len(jobs), "if all run at once")
+        if options.dry_run:
+            study_slurm.show(resources)
+            return 0
+        with held(jobs):
+            return study_slurm.submit(study, jobs, resources, output, limits)
+    if given := [name for name in ("partition", "gpus_per_node", "nodes", "hours", "slurm") if getattr(options, name)]:
+        raise UserError(f"--{given[0]} is for --launcher slurm")
+    at_a_time = 1 if options.jobs is None else options.jobs
+    if at_a_time < 1:
+        raise UserError(f"--jobs is {at_a_time}; it must be at least 1")
+    show(jobs, options.runs_dir, at_a_time, "to go")
+    if options.dry_run:
+        return 0
+    with held(jobs):
+        failed = execute(jobs, study.options, at_a_time)
+        return conclude(jobs, failed, output, study.name, limits)
+
+
+def show(jobs: Sequence[Job], runs_dir: Path, at_a_time: int, when: str) -> None:
     """Prints the plan, with what each job took before."""
-    total, unknown = 0.0, 0
+    known: dict[tuple[str, int], float] = {}
+    unknown = 0
     print(f"{'experiment':34}{'seed':>5}  {'state':12}{'minutes, as before':>20}")
     for job in jobs:
         state = "finished" if job.finished else "to continue" if job.begun else "to do"
         seconds = seconds_of(job, runs_dir)
         if state != "finished":
             unknown += seconds is None
-            total += seconds or 0.0
+            known[job.key] = seconds or 0.0
         print(f"{job.name:34}{job.seed:>5}  {state:12}{'unknown' if seconds is None else f'{seconds / 60:.1f}':>20}")
-    left = f"about {total / 60 / at_a_time:.0f} minutes" if total else "no experience how long"
-    print(f"{len(jobs)} jobs, {left} to go{f', {unknown} of them unknown' if unknown and total else ''}", flush=True)
+    if not known:
+        left = "nothing left to train"
+    elif unknown == len(known):
+        left = "no experience how long"
+    else:
+        left = f"about {seconds_to_go(jobs, known, at_a_time) / 60:.0f} minutes {when}"
+        left += f", {unknown} of them unknown" if unknown else ""
+    print(f"{len(jobs)} jobs, {left}", flush=True)
 
 
-def execute(jobs: Sequence[Job], options: Sequence[str], at_a_time: int) -> dict[tuple[str, int], str]:
-    """Trains what is not finished, each in a process of its own; goes on past failures.
+@contextmanager
+def held(jobs: Sequence[Job]) -> Iterator[None]:
+    """Keeps other studies from the runs of these jobs.
 
-    Returns:
-        Why a job was not done, by its key.
+    Raises:
+        UserError: another process, or SLURM, has them; or their folder cannot be written.
     """
-    waiting = [job for job in jobs if job.finished is None]
-    running: dict[tuple[str, int], tuple[Job, subprocess.Popen[bytes], float]] = {}
-    failed: dict[tuple[str, int], str] = {}
+    folders = list(dict.fromkeys(job.runs_dir for job in jobs))
     try:
-        while waiting or running:
-            for key, (job, process, began) in list(running.items()):
-                status = process.poll()
-                if status is None:
-                    continue
-                del running[key]
-                if status != 0 or job.finished is None:
-                    failed[key] = f"exit status {status}" if status else "it left no finished run with a checkpoint"
-                print(
-                    f"study: {_named(job)}: {failed.get(key, 'done')}, {(time.monotonic() - began) / 60:.1f} minutes",
-                    flush=True,
-                )
-            for job in list(waiting):
-                needed = [(name, job.seed) for name in job.requires]
-                lost = [key for key in needed if key in failed]
-                busy = {other.key for other in waiting} | set(running)
-                if lost:
-                    failed[job.key] = f"it requires {lost[0][0]}, which failed"
-                    print(f"study: {_named(job)}: {failed[job.key]}", flush=True)
-                    waiting.remove(job)
-                elif len(running) < at_a_time and not any(key in busy for key in needed):
-                    waiting.remove(job)
-                    print(f"study: {_named(job)}: {'continuing' if job.begun else 'starting'}", flush=True)
-                    process = subprocess.Popen(command(job, options), env=undistributed_environment())
-                    running[job.key] = (job, process, time.monotonic())
-            if running:
-                time.sleep(POLL_SECONDS)
+        for folder in folders:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                runs.lock(folder)
+            except OSError as error:
+                raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --runs_dir") from None
+        if any((folder.parent / "slurm").is_dir() for folder in folders):
+            from compresslens.cli.study_queue import refuse_queued
+
+            refuse_queued(folders[0].parent / "slurm", jobs)
+        yield
     finally:
-        for _, process, _ in running.values():  # the study was interrupted: what runs can be continued later
-            process.terminate()
-        for _, process, _ in running.values():
-            process.wait()
-    return failed
+        for folder in folders:
+            runs.release(folder)
 
 
-def command(job: Job, options: Sequence[str]) -> list[str]:
-    """How to train."""
-    call = [sys.executable, str(ENTRY_POINT), "fit", "--config", str(job.config), "--runs_dir", str(job.runs_dir)]
-    call += ["--requires", "none"]
-    if job.begun:
-        return [*call, "--resume"]
-    seeds = [f"--{key}={job.seed}" for key in ("seed_everything", "model.seed", "data.seed")]
-    return [*call, *seeds, *options]
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop the study as Ctrl-C does, so that no training is left behind."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    # What is ignored (nohup) stays so.
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def conclude(jobs: Sequence[Job], failed: dict[tuple[str, int], str], output: Path, title: str) -> int:
-    """Writes the report of what is finished, and names what failed."""
-    from compresslens.cli.report import report
-
-    folders = [str(job.finished.resolve()) for job in jobs if job.finished is not None]
-    for (name, seed), reason in failed.items():
-        print(f"study: {name}, seed {seed} failed: {reason}", file=sys.stderr)
-    if folders:
-        report(folders, Path("runs"), output, title, localization=0.1, distance=0.1)
-    return 1 if failed else 0
-
-
-def _named(job: Job) -> str:
-    return f"{job.name}, seed {job.seed}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="study.py", description="Experiments × seeds, then the report.", epilog=EPILOG, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, metavar="NAME", help="a study in configs/studies/, or a path")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the study")
+    parser.add_argument("--jobs", type=int, help="trainings at a time on this machine (1)")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are kept (runs)")
+    parser.add_argument("--output", type=Path, help="folder of the report (<runs_dir>/<study>/report)")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    add_threshold_options(parser)
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="where to train (local)")
+    slurm = parser.add_argument_group("with --launcher slurm, for each training")
+    slurm.add_argument("--partition", help="of the cluster")
+    slurm.add_argument("--nodes", type=int, help="number of nodes (1)")
+    slurm.add_argument("--gpus_per_node", type=int, help="GPUs, and so processes, on each node (0: one on the CPU)")
+    slurm.add_argument("--hours", type=float, help="time limit (24); a training that reaches it is queued again")
+    slurm.add_argument("--slurm", nargs="+", action="extend", metavar="KEY=VALUE", help="more options of sbatch")
+    return parser

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,18 @@ from compresslens.cli.configs import (
     display,
     find_config,
     read_config,
+    refuse_circles,
     requirements,
     run_name,
 )
+from compresslens.cli.thresholds import DEFAULTS, thresholds
 from compresslens.errors import UserError
 
-KEYS = ("experiments", "seeds", "options")
+KEYS = ("experiments", "seeds", "options", *DEFAULTS)
+OWN_OPTIONS = {  # of train.py, which the study gives itself
+    *("--config", "-c", "--name", "--runs_dir", "--resume", "--requires", "--ckpt_path"),
+    *("--seed_everything", "--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Job:
         """What it is known by in the study."""
         return self.name, self.seed
 
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
     @property
     def finished(self) -> Path | None:
         """Its newest finished run that can be built on."""
@@ -71,12 +79,14 @@ class Study:
         experiments: configs.
         seeds: at least one.
         options: of train.py, for all experiments.
+        limits: see `compresslens.cli.thresholds`; empty for the usual ones.
     """
 
     name: str
     experiments: Sequence[Path]
     seeds: Sequence[int]
     options: Sequence[str]
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_study(text: str) -> Study:
@@ -97,37 +107,38 @@ def read_study(text: str) -> Study:
     experiments, seeds, options = content.get("experiments"), content.get("seeds", [0]), content.get("options", [])
     if not _is_list(experiments, str) or not experiments:
         raise UserError(f"{display(path)}: experiments must be a list of configs")
-    if not _is_list(seeds, int) or not seeds or min(seeds) < 0:
-        raise UserError(f"{display(path)}: seeds must be a list of non-negative numbers")
+    if not _is_list(seeds, int) or not seeds:
+        raise UserError(f"{display(path)}: seeds must be a list of numbers")
     if not _is_list(options, str):
         raise UserError(f"{display(path)}: options must be a list of texts such as --trainer.max_epochs=1")
-    return Study(
-        path.stem, [find_config(name, path.parent) for name in experiments], list(dict.fromkeys(seeds)), options
-    )
+    configs = [find_config(name, path.parent) for name in experiments]
+    if twice := [name for name, config in zip(experiments, configs, strict=True) if configs.count(config) > 1]:
+        raise UserError(f"{display(path)}: {twice[0]!r} stands there twice; more runs of it are more seeds")
+    limits = {name: content[name] for name in DEFAULTS if name in content}
+    thresholds(limits)
+    return Study(path.stem, configs, seeds, options, limits)
 
 
 def plan(study: Study, runs_dir: Path) -> list[Job]:
-    """All jobs of a study; each stands behind those that it requires."""
+    """All jobs of a study; each stands behind those that it requires.
+
+    Raises:
+        UserError: seeds or options that cannot be, configs that require each other, or two of the same name.
+    """
+    if wrong := [seed for seed in study.seeds if not 0 <= seed < 2**32]:
+        raise UserError(f"seed {wrong[0]} is not in [0, 2**32)")
+    if own := [option for option in study.options if option.partition("=")[0] in OWN_OPTIONS]:
+        raise UserError(f"{own[0]} is what the study itself gives to train.py; leave it out")
+    for config in study.experiments:
+        refuse_circles(config)
     jobs: dict[tuple[str, int], Job] = {}
-    for seed in study.seeds:
+    for seed in dict.fromkeys(study.seeds):
         for config in study.experiments:
             for job in _with_required(config, seed, runs_dir / study.name / f"seed{seed}"):
-                jobs.setdefault(job.key, job)
+                same = jobs.setdefault(job.key, job)
+                if same.config != job.config:
+                    raise UserError(f"{display(same.config)} and {display(job.config)} have the same name; rename one")
     return list(jobs.values())
-
-
-def seconds_of(job: Job, runs_dir: Path) -> float | None:
-    """What such a job took before, with any seed, here or outside of the study; None if nobody knows."""
-    candidates = [
-        *runs_dir.glob(f"*/seed*/{job.name}/latest/results.json"),
-        runs_dir / job.name / "latest/results.json",
-    ]
-    for path in candidates:
-        try:
-            return float(sum(json.loads(path.read_text(encoding="utf-8"))["wall_seconds"].values()))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
 
 
 def _with_required(config: Path, seed: int, runs_dir: Path) -> Iterator[Job]:

@@ -1,57 +1,35 @@
+"""Studies on this machine, with trainings that only pretend."""
+
+import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from compresslens.cli import study
+from compresslens.cli import study, study_local
+from compresslens.cli.study_estimate import seconds_to_go
 from compresslens.cli.study_plan import plan, read_study
 from compresslens.errors import UserError
+from tests.cli.fake_trainings import FakeTrainings, write_two_configs
 from tests.study.study_runs import write_run
-
-FINISHES = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.study.study_runs import write_run
-folder = write_run(Path({runs_dir!r}), {name!r}, seed={seed})
-(folder / "checkpoints").mkdir()
-(folder / "checkpoints" / "best.ckpt").touch()
-latest = folder.parent / "latest"
-latest.unlink(missing_ok=True)
-latest.symlink_to(folder.name)
-with open({log!r}, "a") as file:
-    print({name!r}, {seed}, file=file)
-"""
-ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture
 def two_configs(tmp_path):
-    """A study of two experiments, one of which requires a third."""
-    (tmp_path / "base.yaml").write_text("{}")
-    (tmp_path / "prune.yaml").write_text("requires: [base.yaml]")
-    (tmp_path / "qat.yaml").write_text("{}")
-    path = tmp_path / "mine.yaml"
-    path.write_text("experiments: [prune.yaml, qat.yaml]\nseeds: [0, 3]\n")
-    return str(path)
+    return write_two_configs(tmp_path)
 
 
 @pytest.fixture
 def fake_training(tmp_path, monkeypatch):
-    """Trainings that write a finished run at once; those named in `failing` fail. Returns what was trained."""
-    failing: set[tuple[str, int]] = set()
-    log = tmp_path / "log"
-    log.touch()
-
-    def command(job, options):
-        if job.key in failing:
-            return [sys.executable, "-c", "raise SystemExit(3)"]
-        values = {"root": ROOT, "runs_dir": str(job.runs_dir), "name": job.name, "seed": job.seed, "log": str(log)}
-        return [sys.executable, "-c", FINISHES.format(**values)]
-
-    monkeypatch.setattr(study, "command", command)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.01)
-    return failing, lambda: [(line.split()[0], int(line.split()[1])) for line in log.read_text().splitlines()]
+    """Trainings that end with a finished run at once; those named in `failing` fail. Also: what was trained."""
+    fake = FakeTrainings(tmp_path)
+    monkeypatch.setattr(study_local, "command", fake.command)
+    monkeypatch.setattr(study_local, "POLL_SECONDS", 0.01)
+    return fake.failing, fake.trained
 
 
 def test_what_is_required_comes_first_and_once(two_configs, tmp_path):
@@ -70,13 +48,15 @@ def test_the_shipped_study_is_a_teacher_and_seven_models(tmp_path):
 
 def test_trainings_get_their_seed_and_the_options(two_configs, tmp_path):
     job = plan(read_study(two_configs), tmp_path)[-1]
-    call = study.command(job, ["--trainer.max_epochs=1"])
+    call = study_local.command(job, ["--trainer.max_epochs=1"], resume=False)
     assert call[2:] == [
         *("fit", "--config", str(tmp_path / "qat.yaml"), "--runs_dir", str(tmp_path / "mine" / "seed3")),
         *("--requires", "none", "--seed_everything=3", "--model.seed=3", "--data.seed=3", "--trainer.max_epochs=1"),
     ]
+    assert not job.begun
     write_run(job.runs_dir, "qat", finished=False)
-    assert study.command(job, [])[-1] == "--resume"
+    assert job.begun
+    assert study_local.command(job, ["--trainer.max_epochs=1"], resume=True)[-2:] == ["none", "--resume"]
 
 
 def test_it_trains_what_is_missing_and_reports(two_configs, tmp_path, fake_training, capsys):
@@ -117,18 +97,95 @@ def test_a_dry_run_trains_nothing(two_configs, tmp_path, fake_training, capsys):
     ("content", "words"),
     [
         ("experiments: []", "experiments must be a list"),
-        ("experiments: [qat.yaml]\nseeds: [-1]", "seeds must be"),
+        ("experiments: [qat.yaml]\nseeds: [-1]", "seed -1 is not in"),
+        ("experiments: [qat.yaml]\nseeds: 1", "seeds must be"),
         ("experiments: [qat.yaml]\nseed: [1]", "unknown key 'seed'"),
         ("experiments: [gone.yaml]", "no config 'gone.yaml'"),
+        ("experiments: [qat.yaml, ./qat.yaml]", "stands there twice"),
+        ("experiments: [qat.yaml, other/qat.yaml]", "have the same name"),
+        ("experiments: [qat.yaml]\nlocalization: 2", "localization must be in [0, 1)"),
+        ("experiments: [qat.yaml]\ndistance: far", "must be numbers"),
+        ("experiments: [qat.yaml]\noptions: [--data.seed=1]", "--data.seed=1 is what the study itself gives"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, content, words, capsys):
-    (tmp_path / "qat.yaml").write_text("{}")
+    (tmp_path / "other").mkdir()
+    for path in (tmp_path / "qat.yaml", tmp_path / "other" / "qat.yaml"):
+        path.write_text("{}")
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    assert study.main(["--config", str(path)]) == 2
+    assert study.main(["--config", str(path), "--dry_run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--job", "2"], "unknown option --job"),
+        (["--trainer.max_epochs=1"], "options of train.py stand behind --"),
+        (["--jobs", "0"], "must be at least 1"),
+        (["--seeds", "-1"], "seed -1"),
+        (["--distance", "-1"], "distance at least 0"),
+        (["--gpus_per_node", "2"], "is for --launcher slurm"),
+        (["--", "--name=x"], "--name=x is what the study itself gives"),
+    ],
+)
+def test_wrong_options_are_one_line(two_configs, options, words, capsys):
+    assert study.main(["--config", two_configs, "--dry_run", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_thresholds_are_of_the_command_or_else_of_the_file(two_configs, tmp_path, fake_training):
+    Path(two_configs).write_text("experiments: [qat.yaml]\ndistance: 0.3\nlocalization: 0.2\n")
+    arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "my runs"), "--localization", "0.4"]
+    assert study.main(arguments) == 0
+    content = json.loads((tmp_path / "my runs" / "mine" / "report" / "report.json").read_text())
+    assert content["thresholds"] == {"localization": 0.4, "distance": 0.3}
+
+
+def test_two_studies_do_not_train_the_same(two_configs, tmp_path, fake_training, capsys):
+    _, trained = fake_training
+    arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "runs")]
+    with study.held(plan(read_study(two_configs), tmp_path / "runs")):
+        assert study.main([*arguments, "--seeds", "3"]) == 2
+        assert "in use by another process" in capsys.readouterr().err
+        assert study.main([*arguments, "--seeds", "5"]) == 0, "other seeds are other folders"
+    assert {seed for _, seed in trained()} == {5}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_training_too(number, two_configs, tmp_path, monkeypatch, capsys):
+    said = tmp_path / "pid"
+    script = f"import os, time; open({str(said)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(study_local, "command", lambda *given: [sys.executable, "-c", script])
+    monkeypatch.setattr(study_local, "POLL_SECONDS", 0.01)
+
+    def interrupt():
+        while not (said.is_file() and said.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
+    assert study.main(["--config", two_configs, "--runs_dir", str(tmp_path / "runs")]) == 128 + number
+    assert "goes on where this stopped" in capsys.readouterr().err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), 0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with study.held(plan(read_study(two_configs), tmp_path / "runs")):
+        pass  # nobody holds the folders any more
+
+
+def test_time_to_go_is_that_of_the_longest_chain(two_configs, tmp_path):
+    jobs = plan(read_study(two_configs), tmp_path)[:3]  # prune requires base, qat nothing
+    seconds = {jobs[0].key: 100.0, jobs[1].key: 30.0, jobs[2].key: 110.0}
+    assert seconds_to_go(jobs, seconds, 1) == 240
+    assert seconds_to_go(jobs, seconds, 2) == 130
+    assert seconds_to_go(jobs, seconds, 9) == 130
+    del seconds[jobs[0].key]  # finished
+    assert seconds_to_go(jobs, seconds, 2) == 110
+    assert seconds_to_go(jobs, {}, 2) == 0
 
 
 def test_an_unknown_study_names_those_that_exist():
