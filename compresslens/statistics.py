@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -110,38 +111,96 @@ def paired_difference_interval(
     return bootstrap_interval(first - second, np.mean, n_resamples, confidence, seed)
 
 
-def seeds_interval(groups: Sequence[ArrayLike], confidence: float = 0.95) -> Interval:
-    """Interval of the mean over seeds and samples, where seeds may differ (random effects).
+@dataclass(frozen=True)
+class SeedsMean:
+    """A mean over seeds and samples, both of which are a draw from many.
 
-    If the seeds' means vary by more than their samples explain, they are what the interval is made of, with Student's t
-    for so few; else seeds do not matter and the samples are pooled. A bootstrap over a few seeds would not do: it
-    understates their variance, and its quantiles know nothing of how few they are. With 3 seeds that differ the
-    interval is wide, as it should be. In simulations with 2 to 10 seeds intervals called 95 % hold the truth in 89 to
-    97 % of the cases.
+    Attributes:
+        value: the mean of the seeds' means.
+        variance: of it.
+        freedom: degrees of freedom of that, for Student's t.
+    """
+
+    value: float
+    variance: float
+    freedom: float
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Of the mean."""
+        half = float(student.ppf((1 + confidence) / 2, self.freedom)) * self.variance**0.5
+        return self.value - half, self.value + half
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the hypothesis that the mean is 0."""
+        if self.variance == 0:
+            return float(self.value == 0)
+        return float(2 * student.sf(abs(self.value) / self.variance**0.5, self.freedom))
+
+
+def seeds_mean(groups: Sequence[ArrayLike], samples: Sequence[ArrayLike] | None = None) -> SeedsMean:
+    """The mean over several seeds and their samples, where seeds may differ and may share their samples.
+
+    Its variance is that of random effects of seeds and of samples, crossed where seeds share samples (the clustered
+    estimate of Cameron, Gelbach & Miller 2011): three seeds on one test set are no larger test set. What seeds add is
+    the variance of their means beyond what samples leave unexplained; with few seeds there are few degrees of freedom
+    (Satterthwaite 1946), and the interval is wide, as it should be. A bootstrap over a few seeds would not do: it
+    understates their variance, and its quantiles know nothing of how few they are.
 
     Args:
-        groups: of each seed the values of its samples, e.g. differences between model and reference on the same images;
-            finite, at least one each. A single seed gives :func:`bootstrap_interval`, which says nothing about others.
-        confidence: in (0, 1).
+        groups: of each seed, at least one, the values of its samples, e.g. differences between model and reference on
+            the same images; finite, at least one each. A seed that is alone says nothing about others.
+        samples: likewise, what identifies each sample: seeds share those that are equal. None: they share none.
 
     Raises:
-        ValueError: no seeds, no samples, a sample that is not finite, or a confidence out of range.
+        ValueError: no seeds, no samples, a sample that is not finite, or other numbers of identities.
     """
-    _check_confidence(confidence)
     values = [np.asarray(group, dtype=np.float64) for group in groups]
     if not values:
         raise ValueError("there are no seeds")
     if not all(group.ndim == 1 and len(group) and np.isfinite(group).all() for group in values):
         raise ValueError("each seed needs at least one value, all of them finite")
-    if len(values) == 1:
-        return bootstrap_interval(values[0], confidence=confidence)
+    sizes = [len(group) for group in values]
+    if samples is None:
+        identity = np.arange(sum(sizes))
+    elif [np.shape(of_seed) for of_seed in samples] != [(size,) for size in sizes]:
+        raise ValueError("each value needs the identity of its sample")
+    else:
+        identity = np.unique(np.concatenate([np.asarray(of_seed) for of_seed in samples]), return_inverse=True)[1]
     count = len(values)
     means = np.array([group.mean() for group in values])
-    between = float(means.var(ddof=1)) / count
-    of_samples = float(np.mean([group.var() / len(group) for group in values])) / count
-    freedom = count - 1 if between > of_samples else max(sum(map(len, values)) - count, 1)
-    half = float(student.ppf((1 + confidence) / 2, freedom)) * max(between, of_samples) ** 0.5
-    return float(means.mean()) - half, float(means.mean()) + half
+    weights = np.repeat([1 / (count * size) for size in sizes], sizes)
+    residuals = np.concatenate([group - mean for group, mean in zip(values, means, strict=True)])
+    times = np.bincount(identity)  # that a sample was seen
+    of_samples = float((np.bincount(identity, weights * residuals) ** 2).sum())
+    unexplained = residuals - (np.bincount(identity, residuals) / times)[identity]
+    unexplained = np.where(
+        times[identity] > 1, unexplained * (times / np.maximum(times - 1, 1))[identity] ** 0.5, residuals
+    )
+    left = float(((weights * unexplained) ** 2).sum())
+    between = float(means.var(ddof=1)) / count if count > 1 else 0.0
+    freedom = float(max(len(times) - 1, 1))
+    variance = of_samples
+    if between > left:
+        variance += between - left
+        shared = max(of_samples - left, 0.0)
+        freedom = variance**2 / (between**2 / (count - 1) + shared**2 / freedom)
+    return SeedsMean(float(means.mean()), variance, freedom)
+
+
+def seeds_interval(
+    groups: Sequence[ArrayLike], samples: Sequence[ArrayLike] | None = None, confidence: float = 0.95
+) -> Interval:
+    """Interval of the mean over seeds and samples; of a single seed :func:`bootstrap_interval`, else :func:`seeds_mean`.
+
+    In simulations with 2 to 10 seeds intervals called 95 % hold the truth in 89 to 97 % of the cases.
+
+    Raises:
+        ValueError: what :func:`seeds_mean` refuses, or a confidence out of range.
+    """
+    _check_confidence(confidence)
+    found = seeds_mean(groups, samples)
+    return bootstrap_interval(groups[0], confidence=confidence) if len(groups) == 1 else found.interval(confidence)
 
 
 def mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
-from compresslens.statistics import bootstrap_interval, holm, mcnemar_p, seeds_interval, wilcoxon_p
+from compresslens.statistics import bootstrap_interval, holm, mcnemar_p, seeds_interval, seeds_mean, wilcoxon_p
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -91,12 +92,37 @@ def test_many_samples_of_seeds_that_differ_are_as_good_as_their_means():
 
 
 @pytest.mark.parametrize(("seeds", "between"), [(2, 0.1), (2, 0.5), (3, 0.0), (3, 0.5), (10, 0.3)])
-def test_coverage_by_simulation(seeds, between):
-    """Intervals called 95 % hold the truth in nearly as many cases, whether seeds differ or not."""
+@pytest.mark.parametrize("shared", [0.0, 2.0], ids=["own samples", "shared samples"])
+def test_coverage_by_simulation(seeds, between, shared):
+    """Intervals called 95 % hold the truth in nearly as many cases, whether seeds differ, and share samples, or not."""
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(1000):
-        groups = [generator.normal(0, between) + generator.normal(0, 1, 100) for _ in range(seeds)]
-        low, high = seeds_interval(groups)
+        effects = generator.normal(0, shared, 100)
+        groups = [generator.normal(0, between) + effects + generator.normal(0, 1, 100) for _ in range(seeds)]
+        low, high = seeds_interval(groups, [np.arange(100)] * seeds if shared else None)
         held += low <= 0 <= high
-    assert 0.86 < held / 1000 < 0.99
+    assert 0.88 < held / 1000 < 0.98
+
+
+def test_the_parts_of_the_variance_by_hand():
+    """Two seeds that share two of three samples."""
+    groups, samples = [np.array([1.0, 4.0]), np.array([2.0, 3.0])], [np.array([0, 1]), np.array([1, 2])]
+    found = seeds_mean(groups, samples)
+    residuals = {(0, 0): -1.5, (0, 1): 1.5, (1, 1): -0.5, (1, 2): 0.5}
+    of_samples = ((-1.5 / 4) ** 2) + ((1.5 - 0.5) / 4) ** 2 + (0.5 / 4) ** 2
+    middle = (residuals[0, 1] + residuals[1, 1]) / 2
+    left = (1.5**2 + 2 * (1.5 - middle) ** 2 + 2 * (-0.5 - middle) ** 2 + 0.5**2) / 16
+    between = np.var([2.5, 2.5], ddof=1) / 2
+    assert between < left
+    assert (found.value, found.variance) == pytest.approx((2.5, of_samples))
+    apart = seeds_mean([groups[0], groups[1] + 10], samples)
+    between = np.var([2.5, 12.5], ddof=1) / 2
+    assert apart.variance == pytest.approx(of_samples + between - left)
+    assert apart.freedom == pytest.approx(1, abs=0.1)
+    assert apart.p == pytest.approx(2 * student.sf(7.5 / apart.variance**0.5, apart.freedom))
+
+
+def test_identities_of_samples_must_be_as_many():
+    with pytest.raises(ValueError, match="identity"):
+        seeds_mean([[1.0, 2.0]], [[0]])

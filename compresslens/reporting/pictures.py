@@ -16,7 +16,13 @@ def as_picture(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return picture.repeat(3, 2) if picture.shape[2] == 1 else picture
 
 
+def literal(name: str) -> str:
+    """A name as matplotlib takes it: `$` begins no formula, and legends do not leave out what begins with `_`."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def shortened(name: str) -> str:
-    """The first of several names, and of a long one its beginning."""
+    """The first of several names, and of a long one its beginning; see :func:`literal`."""
     first = name.split(",")[0]
-    return first if len(first) <= LONGEST else f"{first[: LONGEST - 1]}…"
+    return literal(first if len(first) <= LONGEST else f"{first[: LONGEST - 1]}…")

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from compresslens.attacks.robustness import success_band, success_curve
 from compresslens.reporting.palette import BLUE, VERMILION
-from compresslens.reporting.pictures import shortened
+from compresslens.reporting.pictures import literal, shortened
 from compresslens.reporting.tsne_figure import COLOURS, MARKERS, draw_map
 from compresslens.samples import Floats
 
 RADII = 200
+NAMED = 40  # models that a legend has room for
 
 
 def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple[float, float]], label: str) -> bytes:
@@ -31,7 +32,7 @@ def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple
     figure, axes = _canvas(6.4, 4.4)
     for place, (name, (cost, accuracy)) in enumerate(points.items()):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place // len(COLOURS) % len(MARKERS)]
-        axes.scatter(cost, 100 * accuracy, s=70, color=colour, marker=marker, label=name, zorder=3)
+        axes.scatter(cost, 100 * accuracy, s=70, color=colour, marker=marker, label=literal(name), zorder=3)
     for number, (cost, accuracy) in enumerate(references):
         label_once = "reference" if number == 0 else None
         axes.scatter(cost, 100 * accuracy, s=90, marker="*", color="#555555", label=label_once, zorder=2)
@@ -44,7 +45,8 @@ def pareto(points: Mapping[str, tuple[float, float]], references: Sequence[tuple
     axes.set_ylabel("top-1 accuracy (%)")
     axes.grid(True, which="both", color="#E5E5E5", linewidth=0.7)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    if len(points) <= NAMED:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return _png(figure)
 
 
@@ -72,7 +74,7 @@ def success(pairs: Mapping[str, tuple[Floats, Floats | None]], farthest: float) 
             low, high = success_band(found, radii, n_resamples=300)
             axes.fill_between(radii, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(radii, 100 * success_curve(found, radii), line, color=colour, linewidth=1.8, label=label)
-        axes.set_title(f"{name} ({len(ours)} images)", fontsize=9)
+        axes.set_title(f"{literal(name)} ({len(ours)} images)", fontsize=9)
         axes.set_xlim(0, radii[-1])
         axes.set_ylim(-1, 101)
         axes.grid(True, color="#E5E5E5", linewidth=0.7)
@@ -99,7 +101,7 @@ def reliability_diagrams(pairs: Mapping[str, tuple[Floats, Floats | None]]) -> b
             bars = np.maximum([accuracy - low, high - accuracy], 0)
             style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "elinewidth": 0.8}
             axes.errorbar(confidence, accuracy, bars, label=label, linewidth=1.5, **style)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(literal(name), fontsize=9)
         axes.grid(True, color="#E5E5E5", linewidth=0.7)
         axes.legend(loc="lower right", fontsize=8, frameon=False)
     figure.supxlabel("confidence (%)", fontsize=9)
@@ -128,7 +130,7 @@ def maps(
     room = 0.05 * max(float((high - low).max()), 1e-9)
     for axes, name in zip(panels, positions, strict=True):
         draw_map(axes, positions[name], labels[name], wrong[name], class_names, size=7)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(literal(name), fontsize=9)
         axes.set_xlim(low[0] - room, high[0] + room)
         axes.set_ylim(low[1] - room, high[1] + room)
     return _png(figure)
@@ -161,7 +163,7 @@ def looks(examples: Mapping[str, Mapping[str, npt.NDArray[Any]]], class_names: S
             axes.imshow(of_image, cmap="viridis", vmin=0, vmax=255, alpha=0.65)
             if said != label:
                 axes.set_xlabel(f"says {shortened(class_names[said])}", fontsize=7)
-        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(literal(name), fontsize=8, rotation=0, ha="right", va="center")
     for axes in grid.flat:
         axes.set_xticks([])
         axes.set_yticks([])

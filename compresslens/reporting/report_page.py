@@ -12,7 +12,10 @@ from compresslens.reporting.honesty_figure import TITLES
 from compresslens.reporting.report_parts import class_names, figures, gallery, hurt_classes
 from compresslens.study import columns as data_of
 from compresslens.study.claims import slower
-from compresslens.study.models import Model
+from compresslens.study.models import DISTANCE, Model
+from compresslens.study.reading import Run
+from compresslens.study.summary import TESTED
+from compresslens.study.verdicts import LEAST_IMAGES
 
 COLUMNS = (
     ("accuracy/top1", "top-1"),
@@ -29,6 +32,7 @@ COLUMNS = (
     ("robustness/cw_success", "attack success"),
     ("accuracy/ece", "calibration error"),
 )
+MEDIAN = "robustness/cw_median_l2"  # whose change is the ratio of distances
 GOOD = {"yes", "harder", "supported", "pass"}
 BAD = {"no", "weaker", "easier", "unreliable figure", "contradicted", "fail"}
 
@@ -53,13 +57,23 @@ def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], tit
         title=title,
         content=content,
         columns=[{"metric": metric, "title": heading} for metric, heading in shown(content)],
-        cells={model["name"]: {metric: cell(model, metric) for metric, _ in COLUMNS} for model in content["models"]},
+        cells={
+            model["name"]: {metric: cell(model, metric) for metric in (*dict(COLUMNS), "accuracy/brier")}
+            for model in content["models"]
+        },
+        least=LEAST_IMAGES,
+        tested=", ".join(
+            heading for metric, heading in shown(content) if metric in (*TESTED, "robustness/cw_median_l2")
+        ),
         figures=figures(content, models, names),
         costs=[{"name": model.name, **found} for model in models for found in slower(model)[:1]],
         honesty=honesty(models),
         classes=hurt_classes(models, names),
+        shared=bool(data_of.of_one_seed(models)),
         gallery=gallery(data_of.of_one_seed(models), names),
-        data=json.dumps(content["data"], indent=1),
+        data=as_text(content["data"]),
+        versions=list(dict.fromkeys(as_text(run.results.get("versions", {})) for run in runs_of(models))),
+        configs=[{"name": named(run), "text": as_text(run.results["config"])} for run in runs_of(models)],
         tone=lambda answer: "good" if answer in GOOD else "bad" if answer in BAD else "",
         minutes=lambda seconds: sum(seconds.values()) / 60,
     )
@@ -79,15 +93,16 @@ def cell(model: dict[str, Any], metric: str) -> dict[str, Any]:
     """A figure as text, its interval, what it is sorted by, and whether it differs from the reference's."""
     found = model["metrics"].get(metric)
     if found is None or found["value"] is None:
-        return {"text": "", "interval": "", "sort": "", "significant": False}
-    name = "robustness/distance_ratio" if metric == "robustness/cw_median_l2" else metric
+        return {"text": "", "interval": "", "sort": "", "significant": False, "change": None}
+    change = model["changes"].get(DISTANCE if metric == MEDIAN else metric)
     interval = found["ci95"]
     known = interval is not None and None not in interval
     return {
         "text": in_words(metric, found["value"]),
         "interval": " to ".join(in_words(metric, bound) for bound in interval) if known else "",
         "sort": repr(found["value"]),
-        "significant": model["changes"].get(name, {}).get("significant", False),
+        "significant": change is not None and change["significant"],
+        "change": change,
     }
 
 
@@ -102,16 +117,37 @@ def in_words(metric: str, value: float) -> str:
 
 def honesty(models: Sequence[Model]) -> dict[str, Any]:
     """What the honesty panel found for each model and seed: the names of the checks, and rows of their verdicts."""
-    panels = [(model, found) for model in models for found in model.detail("honesty") if found.get("checks")]
-    names = list(dict.fromkeys(check["name"] for _, found in panels for check in found["checks"]))
+    panels = [
+        (model, run, found)
+        for model in models
+        for run in model.runs
+        if (found := run.results.get("details", {}).get("honesty") or {}).get("checks")
+    ]
+    names = list(dict.fromkeys(check["name"] for *_, found in panels for check in found["checks"]))
     return {
         "titles": [TITLES.get(name, name) for name in names],
         "rows": [
             {
                 "name": model.name,
+                "seed": run.seed if len(model.runs) > 1 else None,
                 "images": found["images"],
                 "checks": [{check["name"]: check for check in found["checks"]}.get(name) for name in names],
             }
-            for model, found in panels
+            for model, run, found in panels
         ],
     }
+
+
+def runs_of(models: Sequence[Model]) -> list[Run]:
+    """All of them."""
+    return [run for model in models for run in model.runs]
+
+
+def named(run: Run) -> str:
+    """Name and time stamp of a run."""
+    return f"{run.folder.parent.name}/{run.folder.name}"
+
+
+def as_text(value: Any) -> str:
+    """As JSON to be read."""
+    return json.dumps(value, indent=1, ensure_ascii=False)

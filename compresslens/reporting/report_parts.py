@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from compresslens.reporting import report_figures as draw
 from compresslens.samples import MODEL, REFERENCE, Floats
@@ -35,12 +36,7 @@ def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[st
             if np.isfinite(model.value(metric)) and np.isfinite(model.value("accuracy/top1"))
         }
         if points:
-            references = {
-                (scale * model.reference(metric), model.reference("accuracy/top1"))
-                for model in models
-                if np.isfinite(model.reference(metric))
-            }
-            picture = draw.pareto(points, sorted(references), label)
+            picture = draw.pareto(points, references(models, metric, scale), label)
             found.append(figure("cost", picture, f"top-1 accuracy against {label}", f"Accuracy against {label}."))
     same = data_of.of_one_seed(models)
     caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
@@ -63,7 +59,8 @@ def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[st
         "classify correctly. Bands: 95 % bootstrap interval over images."
     )
     for curves in in_pictures(pairs):
-        farthest = max(float(values[np.isfinite(values)].max(initial=0)) for values, _ in pairs.values())
+        every = np.concatenate([values for pair in pairs.values() for values in pair if values is not None])
+        farthest = float(every[np.isfinite(every)].max(initial=0))
         picture = draw.success(curves, farthest)
         found.append(figure("fooled", picture, "attack success against distance", caption))
     both = {model.name: (confidence_points(model, MODEL), confidence_points(model, REFERENCE)) for model in models}
@@ -71,6 +68,16 @@ def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[st
     for sure in in_pictures({name: (ours, theirs) for name, (ours, theirs) in both.items() if ours is not None}):
         found.append(figure("calibration", draw.reliability_diagrams(sure), "accuracy against confidence", caption))
     return found
+
+
+def references(models: Sequence[Model], metric: str, scale: float) -> list[tuple[float, float]]:
+    """Cost and accuracy of each network that the models came from; of a cost that every run has measured the median."""
+    costs: dict[tuple[float, float], list[float]] = {}
+    for model in models:
+        network = model.reference("accuracy/top1"), model.reference("footprint/bytes")
+        if np.isfinite(model.reference(metric)):
+            costs.setdefault(network, []).append(scale * model.reference(metric))
+    return sorted((float(np.median(of_network)), accuracy) for (accuracy, _), of_network in costs.items())
 
 
 def in_pictures(found: Mapping[str, Shown]) -> Iterator[dict[str, Shown]]:
@@ -86,8 +93,8 @@ def confidence_points(model: Model, prefix: str) -> Floats | None:
     known = [of_run for of_run in found if of_run is not None]
     if len(known) < len(found):
         return None
-    confidence, hit = (np.concatenate(part) for part in zip(*known, strict=True))
-    return reliability(confidence, hit)
+    every = pd.concat(known)
+    return reliability(every["confidence"].to_numpy(), every["hit"].to_numpy())
 
 
 def beside_references(models: Sequence[Model], read: Read) -> dict[str, dict[str, Any]]:

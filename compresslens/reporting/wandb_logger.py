@@ -16,9 +16,9 @@ from compresslens.errors import UserError
 from compresslens.reporting.wandb_artifacts import Choice, log_inputs, log_outputs
 from compresslens.reporting.wandb_description import describe, origins, read_config, without_home
 from compresslens.reporting.wandb_media import MediaBudget
-from compresslens.reporting.wandb_start import SETTINGS, NoExperiment, logged_in, one_line, start_run
+from compresslens.reporting.wandb_start import NoExperiment, one_line, start_run
 
-__all__ = ["SETTINGS", "NoExperiment", "OfflineFirstWandbLogger", "logged_in", "one_line"]
+__all__ = ["OfflineFirstWandbLogger"]
 
 
 class OfflineFirstWandbLogger(WandbLogger):

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from compresslens.statistics import holm
 from compresslens.study.models import Model
-from compresslens.study.verdicts import Verdict
+from compresslens.study.verdicts import Thresholds, Verdict
 
 SIGNIFICANT = 0.05
 
@@ -30,19 +28,28 @@ class Claim:
     evidence: Sequence[str]
 
 
-def claims(models: Sequence[Model], looks: Mapping[str, Verdict], fools: Mapping[str, Verdict]) -> list[Claim]:
+def claims(
+    models: Sequence[Model], looks: Mapping[str, Verdict], fools: Mapping[str, Verdict], thresholds: Thresholds
+) -> list[Claim]:
     """All three.
 
     The first two are about every compressed model: one that does worse contradicts them, and all must do as well to
-    support them. The third is about some: one that is significantly harder or slower to attack (Holm's correction over
-    the models) supports it, and it is contradicted if all are shown to be neither.
+    support them. The third is about some: it is supported by one that is harder to fool, or takes more gradient
+    evaluations, by more than counts as the same, and contradicted if all are shown to be neither. What counts as
+    harder, easier or slower must also be significant after Holm's correction over the models.
 
     Args:
         models: those that have a reference.
         looks: verdicts by the name of the model.
         fools: likewise.
+        thresholds: of the verdicts.
     """
     names = [model.name for model in models]
+    p = _adjusted({name: fools[name].p for name in names if fools[name].estimate is not None})
+    answers = [
+        "undecided" if fools[name].answer in {"harder", "easier"} and p[name] >= SIGNIFICANT else fools[name].answer
+        for name in names
+    ]
     return [
         Claim(
             "Compressed models keep, or even improve, explainability.",
@@ -51,10 +58,10 @@ def claims(models: Sequence[Model], looks: Mapping[str, Verdict], fools: Mapping
         ),
         Claim(
             "Robustness under the Carlini & Wagner attack is maintained.",
-            _of_all([fools[name].answer for name in names], good={"yes", "harder"}, bad={"easier"}),
+            _of_all(answers, good={"yes", "harder"}, bad={"easier"}),
             [f"{name}: {fools[name].answer}, {fools[name].reason}" for name in names],
         ),
-        _harder_or_slower(models, fools),
+        _harder_or_slower(models, fools, thresholds),
     ]
 
 
@@ -64,26 +71,36 @@ def slower(model: Model) -> list[dict[str, Any]]:
     return [of_run for of_run in found if of_run]
 
 
-def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict]) -> Claim:
-    known = [model for model in models if fools[model.name].estimate is not None]
-    adjusted = holm([fools[model.name].p for model in known]) if known else np.zeros(0)
+def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict], thresholds: Thresholds) -> Claim:
+    costs = {model.name: model.evaluations_ratio() for model in models}
+    tested = {("harder", name): verdict.p for name, verdict in fools.items() if verdict.estimate is not None}
+    tested |= {("slower", name): cost.p for name, cost in costs.items() if cost is not None}
+    p = _adjusted(tested)
+    most = 1 + thresholds.distance
     evidence, supports, against = [], [], []
-    for model, p in zip(known, adjusted, strict=True):
-        verdict, costs = fools[model.name], slower(model)
-        assert verdict.estimate is not None
-        low, high = verdict.estimate.interval or (0.0, np.inf)
-        is_harder = low > 1 and p < SIGNIFICANT
-        is_slower = bool(costs) and all(of_run["ci95"][0] > 1 for of_run in costs)
-        surely_not = high <= 1 and bool(costs) and all(of_run["ci95"][1] <= 1 for of_run in costs)
-        supports.append(is_harder or is_slower)
-        against.append(surely_not)
-        ratios = ", ".join(f"{of_run['evaluations_ratio']:.2f}" for of_run in costs)
-        cost = f"evaluations × {ratios}" if costs else "cost of the attack not measured"
-        evidence.append(f"{model.name}: {verdict.reason}, p = {p:.2g} after Holm; {cost}")
-    unreliable = [model for model in models if fools[model.name].answer == "unreliable figure"]
-    evidence += [f"{model.name}: {fools[model.name].reason}" for model in unreliable]
-    outcome = "undecided" if unreliable else "not measured"
-    if known:
+    for model in models:
+        name, verdict, cost = model.name, fools[model.name], costs[model.name]
+        harder = verdict.answer == "harder" and p["harder", name] < SIGNIFICANT
+        not_harder = verdict.estimate is not None and (verdict.estimate.interval or (0, 2 * most))[1] <= most
+        if verdict.estimate is None:
+            text = f"{name}: {verdict.answer}, {verdict.reason}"
+        else:
+            text = f"{name}: {verdict.reason}, p = {p['harder', name]:.2g} after Holm"
+        if cost is None or cost.estimate.interval is None:
+            evidence.append(f"{text}; cost of the attack not measured")
+            supports.append(harder)
+            against.append(False)
+            continue
+        low, high = cost.estimate.interval
+        evidence.append(
+            f"{text}; {cost.estimate.value:.2f} × the evaluations ({low:.2f} to {high:.2f}, {cost.estimate.n} images), "
+            f"p = {p['slower', name]:.2g}"
+        )
+        supports.append(harder or (low > most and p["slower", name] < SIGNIFICANT))
+        against.append(not_harder and high <= most)
+    if all(fools[model.name].answer == "not measured" and costs[model.name] is None for model in models):
+        outcome = "not measured"
+    else:
         outcome = "supported" if any(supports) else "contradicted" if all(against) else "undecided"
     return Claim("Some forms of compression make the attack harder or slower.", outcome, evidence)
 
@@ -94,3 +111,7 @@ def _of_all(answers: Sequence[str], good: set[str], bad: set[str]) -> str:
     if any(answer in bad for answer in answers):
         return "contradicted"
     return "supported" if all(answer in good for answer in answers) else "undecided"
+
+
+def _adjusted(p: Mapping[Any, float]) -> dict[Any, float]:
+    return dict(zip(p, map(float, holm(list(p.values()))), strict=True)) if p else {}

@@ -1,4 +1,4 @@
-"""A model: the runs of one name, their seeds pooled, compared with the network that each came from."""
+"""A model: the runs of one name, their seeds together, compared with the network that each came from."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from compresslens.samples import Floats
-from compresslens.statistics import Interval, mcnemar_p, seeds_interval, wilcoxon_p
+from compresslens.statistics import Interval, mcnemar_p, seeds_interval, seeds_mean, wilcoxon_p
 from compresslens.study.reading import Run
 
-# metric: what it is the mean of, per sample
+# metric: the column whose mean it is
 MEANS = {
+    "accuracy/brier": "brier",
     "cam/pointing_game": "cam_pointing_game",
     "cam/energy_in_mask": "cam_energy_in_mask",
     "cam/max_box_acc_v2": "cam_max_box_acc_v2",
     "cam/insertion_auc": "cam_insertion_auc",
     "cam/deletion_auc": "cam_deletion_auc",
+    "cam/similarity": "cam_similarity",
     "embedding/knn_accuracy": "embedding_knn",
     "embedding/silhouette": "embedding_silhouette",
     "embedding/trustworthiness": "tsne_trustworthiness",
 }
+DISTANCE = "robustness/distance_ratio"  # what the paired change of distances is called
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its 95 % interval (None where it has none) and the number of samples behind it."""
+    """A figure, its 95 % interval (None where it has none) and the number of samples behind it, of all seeds."""
 
     value: float
     interval: Interval | None
@@ -42,12 +44,29 @@ class Change:
     """Model against reference, in pairs of the same sample.
 
     Attributes:
-        estimate: of the difference, or of the ratio of distances.
-        p: of the paired test, not adjusted; with several seeds of all their pairs together.
+        estimate: of the difference, or of a ratio.
+        p: of the paired test, not adjusted.
     """
 
     estimate: Estimate
     p: float
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """On how many images the attack was run, and where it failed.
+
+    Attributes:
+        images: that were to be attacked.
+        attacked: of these, those that model and reference classify correctly.
+        failed: of the attacked, those on which it found nothing for the model.
+        reference_failed: likewise for the reference.
+    """
+
+    images: int
+    attacked: int
+    failed: int
+    reference_failed: int
 
 
 @dataclass(frozen=True)
@@ -82,51 +101,63 @@ class Model:
         return self._mean(metric, "reference")
 
     def estimate(self, metric: str) -> Estimate:
-        """The figure with its interval: the run's own, or from the samples of all seeds."""
+        """The figure with its interval: the run's own, or of several seeds that of :func:`seeds_interval`."""
         n = sum(run.results["metrics"].get(metric, {}).get("n", 0) for run in self.runs)
         if len(self.runs) == 1:
             interval = self.runs[0].results["metrics"].get(metric, {}).get("ci95")
             known = interval is not None and None not in interval
             return Estimate(self.value(metric), tuple(interval) if known else None, n)
-        values = [self._values(run, metric) for run in self.runs]
+        values = [_values(run.samples, metric) for run in self.runs]
         usable = all(len(of_run) and np.isfinite(of_run).all() for of_run in values)
-        return Estimate(self.value(metric), seeds_interval(values) if usable else None, n)
+        return Estimate(self.value(metric), _interval(values) if usable else None, n)
 
     def change(self, metric: str) -> Change | None:
         """Model minus reference, of a metric that is a mean over samples; None where that is unknown."""
-        if metric == "accuracy/top1":
-            pairs = [_hits(run.samples) for run in self.runs]
-        else:
-            pairs = [_pair(run.samples, MEANS.get(metric)) for run in self.runs]
-        if any(pair is None or not len(pair[0]) for pair in pairs):
+        pairs = self._pairs(metric)
+        if pairs is None:
             return None
-        known = [pair for pair in pairs if pair is not None]
-        ours, theirs = (np.concatenate(side) for side in zip(*known, strict=True))
-        differences = [first - second for first, second in known]
-        estimate = Estimate(float(np.mean([d.mean() for d in differences])), seeds_interval(differences), len(ours))
+        differences = [pair["ours"] - pair["theirs"] for pair in pairs]
         test = mcnemar_p if metric == "accuracy/top1" else wilcoxon_p
-        return Change(estimate, test(ours, theirs))
+        p = test(pairs[0]["ours"], pairs[0]["theirs"]) if len(pairs) == 1 else _p(differences)
+        return Change(_estimate(differences), p)
+
+    def relative_change(self, metric: str) -> Change | None:
+        """The model's mean over the reference's, minus one; None where that is unknown, or the reference's is not
+        positive.
+
+        The interval is by linearization: both means vary with the samples, and together.
+        """
+        pairs, change = self._pairs(metric), self.change(metric)
+        if pairs is None or change is None:
+            return None
+        theirs = float(np.mean([pair["theirs"].mean() for pair in pairs]))
+        if not theirs > 0:
+            return None
+        ratio = float(np.mean([pair["ours"].mean() for pair in pairs])) / theirs
+        return Change(
+            _estimate([ratio - 1 + (pair["ours"] - ratio * pair["theirs"]) / theirs for pair in pairs]), change.p
+        )
 
     def distance_ratio(self) -> Change | None:
         """Geometric mean of the model's C&W distances over the reference's, of the same images; None if not known.
 
-        Images on which either attack failed have no ratio, but take part in the test.
+        Images on which either attack failed have no ratio; see :meth:`attacked`.
         """
-        logs, ours, theirs = [], [], []
+        return self._ratio("cw_l2")
+
+    def evaluations_ratio(self) -> Change | None:
+        """The same of the gradient evaluations that Carlini & Wagner's own attack takes."""
+        return self._ratio("cw_adam_evaluations")
+
+    def attacked(self) -> Attacked:
+        """Of all seeds together."""
+        counts = np.zeros(4, int)
         for run in self.runs:
-            pair = _distances(run.samples)
-            if pair is None:
-                return None
-            usable = np.isfinite(pair[0]) & np.isfinite(pair[1]) & (pair[0] > 0) & (pair[1] > 0)
-            if not usable.any():
-                return None
-            logs.append(np.log(pair[0][usable] / pair[1][usable]))
-            ours.append(pair[0])
-            theirs.append(pair[1])
-        low, high = seeds_interval(logs)
-        value = math.exp(float(np.mean([of_run.mean() for of_run in logs])))
-        estimate = Estimate(value, (math.exp(low), math.exp(high)), sum(map(len, logs)))
-        return Change(estimate, wilcoxon_p(np.concatenate(ours), np.concatenate(theirs)))
+            if (distances := _distances(run.samples)) is not None:
+                images = int(run.samples["cw_attacked"].notna().sum())
+                failed = (~np.isfinite(distances)).sum()
+                counts += (images, len(distances), failed["ours"], failed["theirs"])
+        return Attacked(*map(int, counts))
 
     def detail(self, probe: str) -> list[dict[str, Any]]:
         """How each run measured something, where it did."""
@@ -138,12 +169,27 @@ class Model:
         known = [float(value) for value in found if value is not None]
         return float(np.mean(known)) if len(known) == len(self.runs) else math.nan
 
-    def _values(self, run: Run, metric: str) -> Floats:
-        if metric == "accuracy/top1" and "prediction" in run.samples:
-            rows = run.samples.dropna(subset=["prediction"])
-            return np.asarray(rows["prediction"] == rows["label"], dtype=np.float64)
-        column = MEANS.get(metric)
-        return run.samples[column].dropna().to_numpy(np.float64) if column in run.samples else np.zeros(0)
+    def _pairs(self, metric: str) -> list[pd.DataFrame] | None:
+        """Of each run "ours" and "theirs" by sample; None if a run has none."""
+        found = [_pair(run.samples, metric) for run in self.runs]
+        known = [pair for pair in found if pair is not None and len(pair)]
+        return known if len(known) == len(found) else None
+
+    def _ratio(self, column: str) -> Change | None:
+        pairs = []
+        for run in self.runs:
+            pair = _distances(run.samples, column)
+            if pair is None:
+                return None
+            usable = pair[(np.isfinite(pair.to_numpy()) & (pair.to_numpy() > 0)).all(1)]
+            if not len(usable):
+                return None
+            pairs.append(usable)
+        logs = [pd.Series(np.log(pair["ours"].to_numpy() / pair["theirs"].to_numpy()), pair.index) for pair in pairs]
+        estimate = _estimate(logs)
+        low, high = estimate.interval or (math.nan, math.nan)
+        p = wilcoxon_p(logs[0], np.zeros(len(logs[0]))) if len(logs) == 1 else _p(logs)
+        return Change(Estimate(math.exp(estimate.value), (math.exp(low), math.exp(high)), estimate.n), p)
 
 
 def models_of(runs: Sequence[Run]) -> list[Model]:
@@ -151,24 +197,55 @@ def models_of(runs: Sequence[Run]) -> list[Model]:
     return [Model(name, list(of_name)) for name, of_name in groupby(runs, key=lambda run: run.name)]
 
 
-def _hits(samples: pd.DataFrame) -> tuple[Floats, Floats] | None:
-    if not {"prediction", "reference_prediction", "label"} <= set(samples.columns):
-        return None
-    rows = samples.dropna(subset=["prediction", "reference_prediction"])
-    ours, theirs = (rows[name] == rows["label"] for name in ("prediction", "reference_prediction"))
-    return np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+def _estimate(values: Sequence[pd.Series]) -> Estimate:
+    return Estimate(float(np.mean([of_run.mean() for of_run in values])), _interval(values), sum(map(len, values)))
 
 
-def _pair(samples: pd.DataFrame, column: str | None) -> tuple[Floats, Floats] | None:
+def _interval(values: Sequence[pd.Series]) -> Interval:
+    return seeds_interval([of_run.to_numpy() for of_run in values], [of_run.index.to_numpy() for of_run in values])
+
+
+def _p(values: Sequence[pd.Series]) -> float:
+    return seeds_mean([of_run.to_numpy() for of_run in values], [of_run.index.to_numpy() for of_run in values]).p
+
+
+def _values(samples: pd.DataFrame, metric: str) -> pd.Series:
+    """Of each sample what the metric is the mean of; nothing if that is not known."""
+    if metric == "accuracy/top1" and {"prediction", "label"} <= set(samples.columns):
+        rows = samples.dropna(subset=["prediction", "label"])
+        return (rows["prediction"] == rows["label"]).astype(np.float64)
+    if metric == "accuracy/agreement" and {"prediction", "reference_prediction"} <= set(samples.columns):
+        rows = samples.dropna(subset=["prediction", "reference_prediction"])
+        return (rows["prediction"] == rows["reference_prediction"]).astype(np.float64)
+    if metric == "robustness/cw_success" and {"cw_l2", "cw_attacked"} <= set(samples.columns):
+        return np.isfinite(samples.loc[_attacked(samples), "cw_l2"].astype(np.float64)).astype(np.float64)
+    column = MEANS.get(metric)
+    return samples[column].dropna().astype(np.float64) if column in samples else pd.Series(dtype=np.float64)
+
+
+def _pair(samples: pd.DataFrame, metric: str) -> pd.DataFrame | None:
+    if metric == "accuracy/top1":
+        if not {"prediction", "reference_prediction", "label"} <= set(samples.columns):
+            return None
+        rows = samples.dropna(subset=["prediction", "reference_prediction", "label"])
+        sides = {"ours": rows["prediction"] == rows["label"], "theirs": rows["reference_prediction"] == rows["label"]}
+        return pd.DataFrame(sides).astype(np.float64)
+    column = MEANS.get(metric)
     if column is None or not {column, f"reference_{column}"} <= set(samples.columns):
         return None
-    rows = samples[[column, f"reference_{column}"]].dropna()
-    return rows[column].to_numpy(np.float64), rows[f"reference_{column}"].to_numpy(np.float64)
+    return _sides(samples, column).dropna()
 
 
-def _distances(samples: pd.DataFrame) -> tuple[Floats, Floats] | None:
-    if not {"cw_l2", "reference_cw_l2", "cw_attacked"} <= set(samples.columns):
+def _distances(samples: pd.DataFrame, column: str = "cw_l2") -> pd.DataFrame | None:
+    """Of the attacked images on which the attack was run; infinite where it failed."""
+    if not {column, f"reference_{column}", "cw_attacked"} <= set(samples.columns):
         return None
-    attacked = samples["cw_attacked"].fillna(False).astype(bool)
-    rows = samples.loc[attacked, ["cw_l2", "reference_cw_l2"]]
-    return rows["cw_l2"].to_numpy(np.float64), rows["reference_cw_l2"].to_numpy(np.float64)
+    return _sides(samples.loc[_attacked(samples)], column).dropna()
+
+
+def _sides(samples: pd.DataFrame, column: str) -> pd.DataFrame:
+    return pd.DataFrame({"ours": samples[column], "theirs": samples[f"reference_{column}"]}).astype(np.float64)
+
+
+def _attacked(samples: pd.DataFrame) -> pd.Series:
+    return samples["cw_attacked"].fillna(False).astype(bool)

@@ -13,7 +13,8 @@ import pytest
 import wandb
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from compresslens.reporting.wandb_logger import NoExperiment, OfflineFirstWandbLogger
+from compresslens.reporting.wandb_logger import OfflineFirstWandbLogger
+from compresslens.reporting.wandb_start import NoExperiment
 from compresslens.runs import RUN_DIRECTORY_VARIABLE
 from tests.reporting.conftest import HOST
 from tests.reporting.wandb_records import config, of_kind, records

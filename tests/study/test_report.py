@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from compresslens.cli.report import main
-from compresslens.reporting.report_parts import beside_references
-from compresslens.study.columns import of_one_seed
+from compresslens.reporting.report_figures import pareto_front
+from compresslens.reporting.report_parts import beside_references, references
+from compresslens.study.columns import hurt, of_one_seed, per_class
 from compresslens.study.models import Model, models_of
 from compresslens.study.reading import find_runs
 from tests.study.study_runs import write_run
@@ -116,7 +118,9 @@ def test_pictures_are_of_a_seed_that_all_models_have(tmp_path):
     assert [[run.seed for run in model.runs] for model in of_one_seed(models)] == [[1], [1]]
     write_run(tmp_path, "low_rank", seed=3)
     assert of_one_seed(models_of(find_runs(["prune", "low_rank"], tmp_path)[0])) == []
-    assert run_report(tmp_path, "prune", "low_rank")[0] == 0
+    status, output = run_report(tmp_path, "prune", "low_rank")
+    assert status == 0
+    assert "share no seed" in (output / "index.html").read_text()
 
 
 def test_each_reference_stands_in_front_of_those_that_came_from_it():
@@ -164,3 +168,78 @@ def test_a_report_does_without_lightning():
     script = f"import sys, {modules}; print('pytorch_lightning' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_calibration_cost_and_checks_are_on_the_page(tmp_path):
+    write_run(tmp_path, "sure", overconfidence=0.04, cost=1.25)
+    write_run(tmp_path, "masked", masking=1)
+    status, output = run_report(tmp_path, "sure", "masked")
+    assert status == 0
+    page = Page()
+    page.feed((output / "index.html").read_text())
+    said = " ".join("".join(page.text).split())
+    assert "× 1.250 1.240 to 1.260" in said.replace("× 1.2501.240", "× 1.250 1.240")
+    assert "Square is not stronger" in said
+    assert "gradients are masked because <b>" in said
+    assert "Not checked" not in said
+    assert "+0.0400" in said  # change of the Brier score
+    content = json.loads((output / "report.json").read_text())
+    sure = next(row for row in content["calibration"] if row["name"] == "sure")
+    assert sure["overconfidence"] - sure["reference_overconfidence"] == pytest.approx(0.04)
+    alts = re.findall(r'alt="([^"]*)"', (output / "index.html").read_text())
+    assert "accuracy against confidence" in alts
+    assert "attack success against distance" in alts
+
+
+def test_names_that_mean_something_to_matplotlib(tmp_path):
+    folder = write_run(tmp_path, "a$_{$b")
+    add_pictures(folder)
+    path = folder / "figures" / "cam_examples.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(path, **{**arrays, "class_names": np.array(["$5_$10", r"\$x", "_c", "$"])})
+    write_run(tmp_path, "_x")
+    assert run_report(tmp_path, "a$_{$b", "_x")[0] == 0
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(1.0, 0.5), (2.0, 0.4), (2.0, 0.9), (3.0, 0.9), (4.0, 0.95), (4.0, 0.91)]
+    expected = [
+        (cost, accuracy)
+        for cost, accuracy in points
+        if not any((c <= cost and a >= accuracy) and (c, a) != (cost, accuracy) for c, a in points)
+    ]
+    assert pareto_front(points) == expected == [(1.0, 0.5), (2.0, 0.9), (4.0, 0.95)]
+
+
+def test_a_reference_that_every_run_has_timed_is_one_point(tmp_path):
+    for name, milliseconds in (("prune", 4.0), ("qat", 5.0), ("low_rank", 9.0)):
+        folder = write_run(tmp_path, name)
+        results = json.loads((folder / "results.json").read_text())
+        results["metrics"]["footprint/latency_ms"] = {"value": 1, "ci95": None, "n": 1, "reference": milliseconds}
+        (folder / "results.json").write_text(json.dumps(results))
+    models = models_of(find_runs(["prune", "qat", "low_rank"], tmp_path)[0])
+    accuracy = models[0].reference("accuracy/top1")
+    assert references(models, "footprint/latency_ms", 1.0) == [(5.0, accuracy)]
+
+
+def test_who_was_hurt(tmp_path):
+    """By hand: of 120 images the first 12 that the reference is right on are lost to both models, none to the third."""
+    for name, accuracy in (("prune", 0.1), ("qat", 0.1), ("low_rank", 0.0)):
+        write_run(tmp_path, name, accuracy=accuracy)
+    models = models_of(find_runs(["prune", "qat", "low_rank"], tmp_path)[0])
+    samples = models[0].runs[0].samples
+    lost = samples.index[
+        (samples["prediction"] != samples["label"]) & (samples["reference_prediction"] == samples["label"])
+    ]
+    found = hurt(models)
+    assert found.index.tolist() == lost.tolist()
+    assert (found["wrong"] == 2).all()
+    assert (found["label"] == samples.loc[lost, "label"]).all()
+    rows = {row["label"]: row for row in per_class(models[0])}
+    for label, of_class in samples.groupby("label"):
+        row = rows[label]
+        assert row["model"] == pytest.approx((of_class["prediction"] == label).mean())
+        assert row["reference"] == pytest.approx((of_class["reference_prediction"] == label).mean())
+        assert row["p_adjusted"] >= row["p"]
+    assert [row["change"] for row in per_class(models[0])] == sorted(row["change"] for row in rows.values())
