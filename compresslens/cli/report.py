@@ -15,11 +15,13 @@ from compresslens import runs
 from compresslens.cli.thresholds import add_threshold_options, thresholds
 from compresslens.errors import UserError
 
+RUN = "a run folder; or a name, or the folder of all runs of a name: the latest finished one of each seed"
+
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the report; returns the exit status."""
     parser = argparse.ArgumentParser(prog="report.py", description="Several compressed models on one page.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run folder, or a name: its latest run of each seed")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=RUN)
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the report (default: report)")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where names are looked up (default: runs)")
     parser.add_argument("--title", default="Compressed models beside the ones they came from")
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         limits = thresholds(vars(options))
         report(options.runs, options.runs_dir, options.output, options.title, **limits, wandb=options.wandb)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -53,6 +55,9 @@ def report(
     """Reads the runs and writes `index.html`, `report.json`, `report.csv` and a card for each model.
 
     With `wandb` also `wandb_report.json`, which is published if there is a login.
+
+    Raises:
+        UserError: runs that cannot be read or compared, or the report cannot be written.
     """
     from compresslens.reporting.model_card import model_card
     from compresslens.reporting.report_page import write_page
@@ -66,9 +71,9 @@ def report(
     content = summary(models, Thresholds(localization, distance), notes)
     try:
         runs.write_json(output / "report.json", content)
-        runs.write_text(_table(rows(content)), output / "report.csv")
-        for model in content["models"]:
-            runs.write_text(model_card(model, content), output / f"{model['name']}.md")
+        texts = {f"{model['name']}.md": model_card(model, content) for model in content["models"]}
+        for name, text in {"report.csv": _table(rows(content)), **texts}.items():
+            runs.write_atomically(output / name, partial(runs.write_text, text))
         page = partial(write_page, content=content, models=models, title=title)
         runs.write_atomically(output / "index.html", page)
         if wandb:

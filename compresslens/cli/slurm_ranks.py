@@ -31,32 +31,50 @@ def agree_under_slurm(decide: Callable[[], str]) -> str:
         decide: called on rank zero only.
 
     Raises:
-        UserError: rank zero failed (its own message), or some ranks are missing.
+        UserError: rank zero failed (its own message), or the ranks do not find each other.
     """
     from lightning_fabric.plugins.environments import SLURMEnvironment
-    from torch.distributed import DistStoreError, TCPStore
+    from torch.distributed import DistError
 
     rank = int(os.environ["SLURM_PROCID"])
-    port = FIRST_PORT + int(os.environ["SLURM_JOB_ID"][-4:])
-    answer = "" if rank else _answer(decide)
-    store = TCPStore(
-        SLURMEnvironment().main_address, port, is_master=rank == 0, wait_for_workers=False, timeout=PATIENCE
-    )
-    if rank == 0:
-        store.set("answer", answer)
-        try:
-            store.wait(["read"])
-        except DistStoreError:
-            raise UserError(
-                f"not all of the {tasks()} processes of this SLURM job have started; start train.py with srun"
-            ) from None
-    else:
-        answer = store.get("answer").decode()
-        if store.add("readers", 1) == tasks() - 1:
-            store.set("read", "")
+    answer = _answer(decide) if rank == 0 else ""
+    try:
+        answer = _exchange(SLURMEnvironment().main_address, rank, answer)
+    except DistError as error:
+        if not answer.startswith("-"):  # else rank zero's own failure says more
+            raise UserError(_reason(rank, error)) from None
     if answer.startswith("-"):
         raise UserError(answer[1:])
     return answer[1:]
+
+
+def _exchange(address: str, rank: int, answer: str) -> str:
+    """Rank zero's answer, on every rank."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore(address, _port(), is_master=rank == 0, wait_for_workers=False, timeout=PATIENCE)
+    if rank == 0:
+        store.set("answer", answer)
+        store.wait(["read"])
+        return answer
+    answer = store.get("answer").decode()
+    if store.add("readers", 1) == tasks() - 1:
+        store.set("read", "")
+    return answer
+
+
+def _port() -> int:
+    return FIRST_PORT + int(os.environ["SLURM_JOB_ID"][-4:])
+
+
+def _reason(rank: int, error: Exception) -> str:
+    from torch.distributed import DistNetworkError
+
+    if rank > 0:
+        return f"process {rank} of this SLURM job did not hear from process 0, whose own output may say why"
+    if isinstance(error, DistNetworkError):
+        return f"process 0 of this SLURM job cannot listen on port {_port()}: submit the job again"
+    return f"not all of the {tasks()} processes of this SLURM job have started; start train.py with srun"
 
 
 def _answer(decide: Callable[[], str]) -> str:

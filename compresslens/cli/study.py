@@ -13,6 +13,7 @@ from pathlib import Path
 from compresslens import runs
 from compresslens.cli.study_estimate import seconds_of, seconds_to_go
 from compresslens.cli.study_local import execute
+from compresslens.cli.study_options import refuse_other_options, remember_options
 from compresslens.cli.study_plan import Job, plan, read_study
 from compresslens.cli.study_report import conclude
 from compresslens.cli.thresholds import add_threshold_options, thresholds
@@ -47,14 +48,16 @@ def run(options: argparse.Namespace, for_train: Sequence[str]) -> int:
     """Plans, trains and reports; returns the exit status.
 
     Raises:
-        UserError: wrong options, or something else works on the same runs.
+        UserError: wrong options, others than those of the runs that are there, or something else works on them.
     """
     study = read_study(options.config)
     seeds = study.seeds if options.seeds is None else options.seeds
     study = replace(study, seeds=seeds, options=[*study.options, *for_train])
     limits = thresholds(vars(options), study.limits)
     jobs = plan(study, options.runs_dir)
-    output = options.output or options.runs_dir / study.name / "report"
+    folder = options.runs_dir / study.name
+    refuse_other_options(folder, study.options)
+    output = options.output or folder / "report"
     if options.launcher == "slurm":
         from compresslens.cli import study_slurm
 
@@ -64,6 +67,7 @@ def run(options: argparse.Namespace, for_train: Sequence[str]) -> int:
             study_slurm.show(resources)
             return 0
         with held(jobs):
+            remember_options(folder, study.options)
             return study_slurm.submit(study, jobs, resources, output, limits)
     if given := [name for name in ("partition", "gpus_per_node", "nodes", "hours", "slurm") if getattr(options, name)]:
         raise UserError(f"--{given[0]} is for --launcher slurm")
@@ -74,6 +78,7 @@ def run(options: argparse.Namespace, for_train: Sequence[str]) -> int:
     if options.dry_run:
         return 0
     with held(jobs):
+        remember_options(folder, study.options)
         failed = execute(jobs, study.options, at_a_time)
         return conclude(jobs, failed, output, study.name, limits)
 

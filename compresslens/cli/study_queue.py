@@ -19,12 +19,18 @@ def queued(folder: Path) -> dict[str, tuple[str, int]]:
     """The jobs submitted before that wait or run, by their number; none where there is no SLURM to ask.
 
     Raises:
-        UserError: SLURM does not answer.
+        UserError: SLURM does not answer, or what was submitted is not known.
     """
+    path = folder / FILE_NAME
     try:
-        record = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = {number: (str(name), int(seed)) for number, (name, seed) in content.items()}
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(
+            f"{path}, which says what jobs of this study SLURM has, cannot be read: remove it once squeue shows none"
+        ) from None
     if not record or shutil.which("squeue") is None:
         return {}
     answer = subprocess.run(
@@ -33,7 +39,7 @@ def queued(folder: Path) -> dict[str, tuple[str, int]]:
     if answer.returncode != 0:
         raise UserError(f"cannot ask SLURM for the jobs of this study: {answer.stderr.strip() or 'squeue failed'}")
     there = set(answer.stdout.split())
-    return {number: (name, seed) for number, (name, seed) in record.items() if number in there}
+    return {number: key for number, key in record.items() if number in there}
 
 
 def remember(folder: Path, jobs: Mapping[str, tuple[str, int]]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from compresslens.cli.requirements import undistributed_environment
 from compresslens.cli.study_plan import Job
 from compresslens.cli.study_report import conclude
-from compresslens.errors import UserError
 
 SECONDS_TO_STOP = 20.0  # SLURM waits 30 after its SIGTERM
 SECONDS_TO_BE_STOPPED = 300.0
@@ -86,11 +85,7 @@ class Conclusion:
         Raises:
             SystemExit: a job failed, or the report cannot be made.
         """
-        try:
-            status = conclude(self.jobs, self.failures(), self.output, self.title, self.limits)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        status = conclude(self.jobs, self.failures(), self.output, self.title, self.limits)
         if status != 0:
             raise SystemExit(status)
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from compresslens.errors import UserError
+from compresslens.study.thresholds import Thresholds
 
-DEFAULTS = {"localization": 0.1, "distance": 0.1}
+DEFAULTS: dict[str, float] = asdict(Thresholds())
 
 
 def add_threshold_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--localization` and `--distance`, without defaults: :func:`thresholds` knows them."""
-    parser.add_argument("--localization", type=float, help="share of the energy on the object that may be lost (0.1)")
-    parser.add_argument("--distance", type=float, help="adversarials may lie 1 + this nearer (0.1)")
+    texts = {
+        "localization": "share of the energy on the object that may be lost",
+        "distance": "adversarials nearer or farther by a factor of at most 1 + this count as equally far",
+    }
+    for name, text in texts.items():
+        parser.add_argument(f"--{name}", type=float, help=f"{text} ({DEFAULTS[name]:g})")
 
 
 def thresholds(*given: Mapping[str, Any]) -> dict[str, float]:

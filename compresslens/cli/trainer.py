@@ -1,4 +1,4 @@
-"""Lightning's trainer with one more precision, "auto", and one more thing to do: export."""
+"""Lightning's trainer with a precision "auto", without Apple's GPU unless asked for it, and with an export."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT
+from pytorch_lightning.accelerators import Accelerator, MPSAccelerator
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 
 class Trainer(pl.Trainer):
-    """`pytorch_lightning.Trainer` whose precision may be "auto".
+    """`pytorch_lightning.Trainer` whose precision may be "auto", and which takes no GPU without float64 by itself.
 
     Args:
+        accelerator: as Lightning's, but "auto" means "cpu" where Lightning would take Apple's GPU: the probes compute
+            in float64 in places, which that has not.
         precision: as Lightning's, or "auto": bfloat16 mixed precision where the processor computes with it natively,
             else float32 (bfloat16 in software is many times slower). What was chosen is printed and stands in
             `results.json`.
@@ -32,6 +35,7 @@ class Trainer(pl.Trainer):
     def __init__(
         self,
         *,
+        accelerator: str | Accelerator = "auto",
         precision: _PRECISION_INPUT | Literal["auto"] | None = None,
         # As Lightning's, but for how they are written: typing caches Union[int, float] and Union[float, int] as one, so
         # that after any import that made the latter, "1" would be read as 1.0, which is all batches instead of one.
@@ -46,10 +50,13 @@ class Trainer(pl.Trainer):
         options |= {"limit_train_batches": limit_train_batches, "limit_val_batches": limit_val_batches}
         options |= {"limit_test_batches": limit_test_batches, "limit_predict_batches": limit_predict_batches}
         options |= {"overfit_batches": overfit_batches, "val_check_interval": val_check_interval}
+        if accelerator == "auto" and MPSAccelerator.is_available() and not torch.cuda.is_available():
+            accelerator = "cpu"
+            rank_zero_info("accelerator: cpu (auto): Apple's GPU does not compute in float64, which the probes need")
         if precision == "auto":
-            precision = "bf16-mixed" if native_bfloat16(options.get("accelerator", "auto")) else "32-true"
+            precision = "bf16-mixed" if native_bfloat16(accelerator) else "32-true"
             rank_zero_info(f"precision: {precision} (auto)")
-        super().__init__(precision=precision, **options)
+        super().__init__(accelerator=accelerator, precision=precision, **options)
 
     def export(
         self,

@@ -187,10 +187,8 @@ def gallery(models: Sequence[Model], names: Sequence[str]) -> list[dict[str, Any
 
     stored: dict[int, Any] = {}
     for model in models:
-        path = model.runs[0].folder / "figures" / "thumbnails.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as arrays:
-                stored |= dict(zip(arrays["index"].tolist(), arrays["thumbnail"], strict=True))
+        if (kept := model.runs[0].arrays("thumbnails")) is not None:
+            stored |= dict(zip(kept["index"].tolist(), kept["thumbnail"], strict=True))
     found: list[dict[str, Any]] = []
     for index, row in data_of.hurt(models).iterrows():
         if index not in stored or len(found) == GALLERY:

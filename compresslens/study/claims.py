@@ -8,7 +8,8 @@ from typing import Any
 
 from compresslens.statistics import holm
 from compresslens.study.models import Model
-from compresslens.study.verdicts import Thresholds, Verdict
+from compresslens.study.thresholds import Thresholds
+from compresslens.study.verdicts import Verdict
 
 SIGNIFICANT = 0.05
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,16 @@ import pandas as pd
 
 from compresslens.statistics import holm, mcnemar_p
 from compresslens.study.models import Model
-
-Arrays = dict[str, npt.NDArray[Any]]
+from compresslens.study.reading import Arrays
 
 
 def of_one_seed(models: Sequence[Model]) -> list[Model]:
-    """The models' runs of the least seed that all have: other seeds have other images; none if they share no seed."""
-    shared = set.intersection(*({run.seed for run in model.runs} for model in models))
+    """A run of each model, all of the same images (the least seed of the data that all have); none if there is none."""
+    shared = set.intersection(*({run.images_seed for run in model.runs} for model in models))
     if not shared:
         return []
     seed = min(shared, key=lambda seed: -1 if seed is None else seed)
-    return [Model(model.name, [run for run in model.runs if run.seed == seed]) for model in models]
+    return [Model(model.name, [run for run in model.runs if run.images_seed == seed][:1]) for model in models]
 
 
 def distances(model: Model, prefix: str = "") -> npt.NDArray[np.float64]:
@@ -56,11 +54,7 @@ def tsne_map(model: Model, prefix: str = "") -> Arrays | None:
 
 def examples(model: Model) -> Arrays | None:
     """The pictures that the class activation map probe of the first run has kept; None if there are none."""
-    path: Path = model.runs[0].folder / "figures" / "cam_examples.npz"
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    return model.runs[0].arrays("cam_examples")
 
 
 def per_class(model: Model) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from compresslens.statistics import holm
 from compresslens.study.calibration import calibration
 from compresslens.study.claims import SIGNIFICANT, claims
 from compresslens.study.models import DISTANCE, MEANS, Change, Model
-from compresslens.study.verdicts import Thresholds, as_hard_to_fool, looks_at_the_right_thing
+from compresslens.study.thresholds import Thresholds
+from compresslens.study.verdicts import as_hard_to_fool, looks_at_the_right_thing
 
 SCHEMA = 1
 # Not what model and reference have not both (similarity), nor what is measured on maps made in different ways.

@@ -13,22 +13,10 @@ from typing import Any
 import numpy as np
 
 from compresslens.study.models import Estimate, Model
+from compresslens.study.thresholds import Thresholds
 
 LEAST_IMAGES = 20  # below that nothing is decided: so few images seldom hold what would change the answer
 MOST_FAILURES = 0.05  # share of images: an attack without a bound that fails more often is not to be believed
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What counts as the same.
-
-    Attributes:
-        localization: share of the reference's energy in the mask that may be lost.
-        distance: factor - 1 by which adversarials may lie nearer or farther.
-    """
-
-    localization: float = 0.1
-    distance: float = 0.1
 
 
 @dataclass(frozen=True)

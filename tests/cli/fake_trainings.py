@@ -36,10 +36,7 @@ class FakeTrainings:
             return [sys.executable, "-c", "raise SystemExit(3)"]
         made = self.folder / "made" / f"seed{job.seed}"
         if not (made / job.name).exists():
-            run = write_run(made, job.name, seed=job.seed, stamp=STAMP)
-            (run / "checkpoints").mkdir()
-            (run / "checkpoints" / "best.ckpt").touch()
-            (run.parent / "latest").symlink_to(STAMP)
+            as_trained(write_run(made, job.name, seed=job.seed, stamp=STAMP))
         paths = [made / job.name, job.runs_dir / job.name, self.folder / "log"]
         return [sys.executable, "-c", COPY, *map(str, paths), f"{job.name} {job.seed}"]
 
@@ -48,6 +45,13 @@ class FakeTrainings:
         log = self.folder / "log"
         lines = log.read_text().splitlines() if log.is_file() else []
         return [(name, int(seed)) for name, seed in map(str.split, lines)]
+
+
+def as_trained(run: Path) -> None:
+    """Adds what others start from."""
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").touch()
+    (run.parent / "latest").symlink_to(run.name)
 
 
 def write_two_configs(folder: Path) -> str:

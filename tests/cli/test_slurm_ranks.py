@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,10 +43,12 @@ def answer_of(rank: int, ranks: int, folder: Path, decide: Decide, patience: flo
     (folder / str(rank)).write_text(answer)
 
 
-def answers(folder: Path, ranks: int, decide: Decide, started: int | None = None, patience: float = 60) -> list[str]:
+def answers(
+    folder: Path, ranks: int, decide: Decide, started: Sequence[int] | None = None, patience: float = 60
+) -> list[str]:
     """What the ranks are told; the highest starts first."""
     context = get_context("fork")
-    numbers = range(started or ranks)
+    numbers = range(ranks) if started is None else started
     processes = [context.Process(target=answer_of, args=(n, ranks, folder, decide, patience)) for n in numbers]
     for process in reversed(processes):
         process.start()
@@ -71,8 +74,32 @@ def test_all_ranks_get_the_error_of_rank_zero(tmp_path: Path) -> None:
 
 
 def test_a_job_without_srun_is_told_so(tmp_path: Path) -> None:
-    (answer,) = answers(tmp_path, 2, own, started=1, patience=0.3)
+    (answer,) = answers(tmp_path, 2, own, started=[0], patience=0.3)
     assert answer == "error: not all of the 2 processes of this SLURM job have started; start train.py with srun"
+
+
+def test_ranks_without_rank_zero_say_so(tmp_path: Path) -> None:
+    found = answers(tmp_path, 3, own, started=[1, 2], patience=0.3)
+    assert found == [
+        f"error: process {rank} of this SLURM job did not hear from process 0, whose own output may say why"
+        for rank in (1, 2)
+    ]
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    port = slurm_ranks.FIRST_PORT + int(str(os.getpid())[-4:])
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        taken.listen()
+        (answer,) = answers(tmp_path, 2, own, started=[0], patience=0.3)
+    assert answer == f"error: process 0 of this SLURM job cannot listen on port {port}: submit the job again"
+
+
+def test_the_error_of_rank_zero_comes_before_that_of_missing_ranks(tmp_path: Path) -> None:
+    def fail() -> Path:
+        raise UserError("no room")
+
+    assert answers(tmp_path, 2, fail, started=[0], patience=0.3) == ["error: no room"]
 
 
 def test_only_what_srun_has_started_are_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

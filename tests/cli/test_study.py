@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ import pytest
 from compresslens.cli import study, study_local
 from compresslens.cli.study_estimate import seconds_to_go
 from compresslens.cli.study_plan import plan, read_study
+from compresslens.cli.thresholds import thresholds
 from compresslens.errors import UserError
-from tests.cli.fake_trainings import FakeTrainings, write_two_configs
+from compresslens.study.thresholds import Thresholds
+from tests.cli.fake_trainings import STAMP, FakeTrainings, as_trained, write_two_configs
 from tests.study.study_runs import write_run
 
 
@@ -137,12 +141,80 @@ def test_wrong_options_are_one_line(two_configs, options, words, capsys):
     assert words in line
 
 
+def test_help_says_what_thresholds_are_without_heavy_imports():
+    script = "import sys; from compresslens.cli import study\ntry: study.main(['--help'])\nfinally: "
+    script += "assert not {'torch', 'numpy', 'pandas'} & set(sys.modules)"
+    call = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said = " ".join(call.stdout.split())
+    assert "share of the energy on the object that may be lost (0.1)" in said
+    assert "by a factor of at most 1 + this count as equally far (0.1)" in said
+    assert thresholds() == asdict(Thresholds())
+
+
 def test_thresholds_are_of_the_command_or_else_of_the_file(two_configs, tmp_path, fake_training):
     Path(two_configs).write_text("experiments: [qat.yaml]\ndistance: 0.3\nlocalization: 0.2\n")
     arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "my runs"), "--localization", "0.4"]
     assert study.main(arguments) == 0
     content = json.loads((tmp_path / "my runs" / "mine" / "report" / "report.json").read_text())
     assert content["thresholds"] == {"localization": 0.4, "distance": 0.3}
+
+
+def test_runs_of_other_options_are_not_kept_silently(two_configs, tmp_path, fake_training, capsys):
+    failing, trained = fake_training
+    arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "runs"), "--seeds", "0"]
+    failing |= {(name, 0) for name in ("base", "prune", "qat")}
+    assert study.main([*arguments, "--", "--trainer.max_epochz=1"]) == 1
+    failing.clear()
+    assert study.main([*arguments, "--", "--trainer.max_epochs=1"]) == 0, "nothing was begun with the typo"
+    record = tmp_path / "runs" / "mine" / "options.json"
+    assert json.loads(record.read_text()) == {"options": ["--trainer.max_epochs=1"]}
+    assert study.main([*arguments, "4", "--", "--trainer.max_epochs=1"]) == 0
+    capsys.readouterr()
+    done = trained()
+
+    more = ["--data.batch_size=8", "--trainer.max_epochs=2"]
+    for other in (["--", *more], ["--dry_run", "--", *more], ["--seeds", "9", "--", *more]):
+        assert study.main([*arguments, *other]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{tmp_path / 'runs' / 'mine'} were begun with other options" in line
+        assert "only then: --trainer.max_epochs=1; only now: --data.batch_size=8 --trainer.max_epochs=2)" in line
+    record.write_text("{")
+    assert study.main([*arguments, "--", "--trainer.max_epochs=1"]) == 2
+    assert "not known" in capsys.readouterr().err
+    assert trained() == done
+
+
+def test_the_order_of_options_counts(two_configs, tmp_path, fake_training, capsys):
+    arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "runs"), "--seeds", "0", "--"]
+    assert study.main([*arguments, "--trainer.max_epochs=1", "--trainer.max_epochs=2"]) == 0
+    assert study.main([*arguments, "--trainer.max_epochs=2", "--trainer.max_epochs=1"]) == 2
+    assert "in another order: --trainer.max_epochs=1 --trainer.max_epochs=2" in capsys.readouterr().err
+
+
+def test_what_is_begun_is_of_the_same_options_too(two_configs, tmp_path, fake_training, capsys):
+    write_run(tmp_path / "runs" / "mine" / "seed0", "qat", finished=False)
+    arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "runs")]
+    assert study.main(arguments) == 2
+    assert "not known, for lack of a readable options.json" in capsys.readouterr().err
+
+
+def test_no_home_folder_is_written_down(two_configs, tmp_path, fake_training):
+    arguments = ["--config", two_configs, "--runs_dir", str(tmp_path / "runs"), "--seeds", "0"]
+    option = f"--data.root={Path.home()}/images"
+    assert study.main([*arguments, "--", option]) == 0
+    assert str(Path.home()) not in (tmp_path / "runs" / "mine" / "options.json").read_text()
+    assert study.main([*arguments, "--", option]) == 0
+
+
+def test_a_report_that_cannot_be_made_is_no_failure_to_begin(two_configs, tmp_path, fake_training, capsys):
+    _, trained = fake_training
+    write_run(tmp_path / "made" / "seed0", "qat", data={"class_path": "mine.Data"}, stamp=STAMP)
+    as_trained(tmp_path / "made" / "seed0" / "qat" / STAMP)
+    assert study.main(["--config", two_configs, "--runs_dir", str(tmp_path / "runs"), "--seeds", "0"]) == 1
+    assert len(trained()) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("study: no report: ")
+    assert '(data.class_path: "mine.Data", and "datamodules.MNISTScenes")' in line
 
 
 def test_two_studies_do_not_train_the_same(two_configs, tmp_path, fake_training, capsys):

@@ -112,6 +112,32 @@ def test_what_slurm_has_is_not_started_again(cluster, trainings, submit, tmp_pat
     assert record == {"101": ["prune", 3], "104": ["base", 4], "105": ["prune", 4], "106": ["qat", 4]}
 
 
+def test_jobs_in_the_queue_keep_their_options(cluster, trainings, submit, capsys):
+    """They have begun nothing yet, and other seeds would be trained with other options."""
+    other = ["--seeds", "4", "--", "--trainer.max_epochs=1"]
+    assert submit() == 0
+    (cluster.folder / "queue").write_text("101\n")
+    assert submit(*other) == 2
+    assert "(only now: --trainer.max_epochs=1)" in capsys.readouterr().err
+    (cluster.folder / "queue").write_text("")
+    assert submit(*other) == 0, "nothing was begun"
+    cluster.start(104).wait()
+    assert submit("--seeds", "4") == 2
+    assert "(only then: --trainer.max_epochs=1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"101": 3}', '{"101": ["base"]}'])
+def test_a_damaged_list_of_jobs_is_named(cluster, trainings, submit, tmp_path, capsys, content):
+    folder = tmp_path / "my runs" / "mine" / "slurm"
+    folder.mkdir(parents=True)
+    (folder / "jobs.json").write_text(content)
+    for launcher in ("slurm", "local"):
+        assert submit("--launcher", launcher) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {folder / 'jobs.json'}, which says")
+    assert cluster.scripts() == {}
+
+
 def test_a_refused_job_takes_the_others_back(cluster, trainings, submit, capsys):
     (cluster.folder / "refused").write_text("102")
     assert submit() == 2

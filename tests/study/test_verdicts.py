@@ -9,7 +9,8 @@ from compresslens.study.claims import claims
 from compresslens.study.models import models_of
 from compresslens.study.reading import find_runs
 from compresslens.study.summary import summary
-from compresslens.study.verdicts import Thresholds, as_hard_to_fool, looks_at_the_right_thing
+from compresslens.study.thresholds import Thresholds
+from compresslens.study.verdicts import as_hard_to_fool, looks_at_the_right_thing
 from tests.study.study_runs import write_run
 
 
