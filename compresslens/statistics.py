@@ -191,7 +191,7 @@ def seeds_mean(groups: Sequence[ArrayLike], samples: Sequence[ArrayLike] | None 
 def seeds_interval(
     groups: Sequence[ArrayLike], samples: Sequence[ArrayLike] | None = None, confidence: float = 0.95
 ) -> Interval:
-    """Interval of the mean over seeds and samples; of a single seed :func:`bootstrap_interval`, else :func:`seeds_mean`.
+    """Interval of the mean over seeds and samples: of :func:`seeds_mean`, of one seed of :func:`bootstrap_interval`.
 
     In simulations with 2 to 10 seeds intervals called 95 % hold the truth in 89 to 97 % of the cases.
 

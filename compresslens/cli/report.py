@@ -64,7 +64,7 @@ def report(
     from compresslens.study.models import models_of
     from compresslens.study.reading import find_runs
     from compresslens.study.summary import rows, summary
-    from compresslens.study.verdicts import Thresholds
+    from compresslens.study.thresholds import Thresholds
 
     found, notes = find_runs(given, runs_dir)
     models = models_of(found)
