@@ -9,7 +9,7 @@ from typing import Any
 from compresslens.statistics import holm
 from compresslens.study.models import Model
 from compresslens.study.thresholds import Thresholds
-from compresslens.study.verdicts import Verdict
+from compresslens.study.verdicts import LEAST_IMAGES, Verdict
 
 SIGNIFICANT = 0.05
 
@@ -87,8 +87,8 @@ def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict], thr
             text = f"{name}: {verdict.answer}, {verdict.reason}"
         else:
             text = f"{name}: {verdict.reason}, p = {p['harder', name]:.2g} after Holm"
-        if cost is None or cost.estimate.interval is None:
-            evidence.append(f"{text}; cost of the attack not measured")
+        if cost is None or cost.estimate.interval is None or cost.estimate.n < LEAST_IMAGES:
+            evidence.append(f"{text}; cost of the attack not measured{'' if cost is None else ' on enough images'}")
             supports.append(harder)
             against.append(False)
             continue

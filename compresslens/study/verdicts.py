@@ -15,7 +15,7 @@ import numpy as np
 from compresslens.study.models import Estimate, Model
 from compresslens.study.thresholds import Thresholds
 
-LEAST_IMAGES = 20  # below that nothing is decided: so few images seldom hold what would change the answer
+LEAST_IMAGES = 10  # below that nothing is decided: so few images seldom hold what would change the answer
 MOST_FAILURES = 0.05  # share of images: an attack without a bound that fails more often is not to be believed
 
 

@@ -47,7 +47,7 @@ def test_fools(tmp_path, distance, answer):
 
 @pytest.mark.parametrize(("distance", "energy"), [(1.0, 0.0), (2.0, -0.2)])
 def test_few_images_decide_nothing(tmp_path, distance, energy):
-    found = model(tmp_path, n=12, distance=distance, energy=energy)
+    found = model(tmp_path, n=9, distance=distance, energy=energy)
     for verdict in (as_hard_to_fool(found, Thresholds()), looks_at_the_right_thing(found, Thresholds())):
         assert verdict.answer == "undecided"
         assert "too few images" in verdict.reason
@@ -169,6 +169,7 @@ def test_claims_about_time_need_costs(tmp_path):
     assert outcomes(tmp_path / "b", prune={"cost": 0.8, "distance": 0.8})[2] == "contradicted"
     assert outcomes(tmp_path / "c", prune={"cost": 1.05})[2] == "contradicted"  # no more than counts as the same
     assert outcomes(tmp_path / "d", prune={"distance": 0.8})[2] == "undecided"
+    assert outcomes(tmp_path / "e", prune={"cost": 1.3, "n": 9})[2] == "undecided"
 
 
 def test_a_model_that_is_unreliable_keeps_the_third_claim_from_being_contradicted(tmp_path):
