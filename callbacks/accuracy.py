@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from callbacks.results import Results
 from compresslens.reporting.metric import Metric
-from compresslens.samples import Columns
+from compresslens.samples import Columns, whole_metric
 from compresslens.statistics import expected_calibration_error, wilson_interval
 from datamodules.samplers import evaluation_indices
 
@@ -82,7 +84,11 @@ class Accuracy(pl.Callback):
 
 
 def per_sample(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Prediction, confidence, margin (label's logit minus the best other) and rank-five hit of each sample."""
+    """Prediction, confidence, margin (label's logit minus the best other), rank-five hit and Brier score per sample.
+
+    The Brier score (Brier 1950) is the sum over all classes of the squared difference between the probability and what
+    was to be predicted, 1 for the label and 0 for the others: in [0, 2], the less the better.
+    """
     probabilities = logits.softmax(1)
     confidence, prediction = probabilities.max(1)
     own = logits.gather(1, labels[:, None])
@@ -93,11 +99,12 @@ def per_sample(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "confidence": confidence.double(),
         "margin": (own[:, 0] - others).double(),
         "top5": better < 5,
+        "brier": (probabilities.double() - F.one_hot(labels, logits.shape[1])).square().sum(1),
     }
 
 
 def accuracy_metrics(samples: Columns) -> dict[str, Metric]:
-    """The `accuracy/*` metrics from per-sample values, with Wilson intervals for the fractions."""
+    """The `accuracy/*` metrics from per-sample values: fractions with Wilson intervals, a mean with a bootstrap's."""
     n = len(samples["index"])
     with_reference = "reference_prediction" in samples
 
@@ -110,14 +117,18 @@ def accuracy_metrics(samples: Columns) -> dict[str, Metric]:
     for name, hit in ours.items():
         reference = float(theirs[name].mean()) if with_reference else None
         metrics[f"accuracy/{name}"] = Metric(float(hit.mean()), wilson_interval(int(hit.sum()), n), n, reference)
-    ece = expected_calibration_error(samples["confidence"], ours["top1"])
-    reference_ece = None
     if with_reference:
-        reference_ece = expected_calibration_error(samples["reference_confidence"], theirs["top1"])
         same = samples["prediction"] == samples["reference_prediction"]
         metrics["accuracy/agreement"] = Metric(float(same.mean()), wilson_interval(int(same.sum()), n), n)
-    metrics["accuracy/ece"] = Metric(ece, None, n, reference_ece)
+    reference_ece = calibration(samples["reference_confidence"], theirs["top1"]) if with_reference else None
+    metrics["accuracy/ece"] = Metric(calibration(samples["confidence"], ours["top1"]), None, n, reference_ece)
+    metrics["accuracy/brier"] = whole_metric(samples["brier"], samples.get("reference_brier"))
     return metrics
+
+
+def calibration(confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]) -> float:
+    """Expected calibration error; NaN if a network has answered NaN, which is no reason to lose the other figures."""
+    return expected_calibration_error(confidence, correct) if np.isfinite(confidence).all() else math.nan
 
 
 def gather(batches: list[Columns]) -> Columns:

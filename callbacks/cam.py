@@ -41,7 +41,8 @@ class ClassActivationMaps(Probe):
         second_reference: weights of the reference's architecture that were trained with another seed: a run folder, or
             a file. How like the reference's its maps are is the floor for the model's similarity: no compression lies
             between those two. None: there is no such floor.
-        faithfulness_samples: images on which insertion and deletion are measured, 22 forward passes each; 0: none.
+        faithfulness_samples: images on which insertion and deletion are measured, 22 forward passes each; on a quarter
+            of them also with random maps, and ROAD, another 28; 0: none.
         sanity_samples: images on which it is checked that shuffling the model's weights destroys the maps; 0: none.
         mosaics: number of mosaics of the Grid Pointing Game by the cells along their sides; the first that there are
             images for is the metric `cam/grid_pointing`. Empty: none. None: 24 of 2×2 and 8 of 3×3.
@@ -145,7 +146,7 @@ class ClassActivationMaps(Probe):
         images, labels = chunk.images, chunk.labels
         columns: Columns = {"index": chunk.indices, "label": labels.cpu().numpy()}
         maps = {}
-        few = chunk.positions < self.faithfulness_samples
+        few, fewer = (chunk.positions < count for count in (self.faithfulness_samples, self.faithfulness_samples / 4))
         for prefix, network in networks.items():
             options: dict[str, Any] = {"method": self.method, "layer": self.layers[prefix]}
             maps[prefix], logits = maps_and_logits(network, images, labels, **options)
@@ -155,7 +156,9 @@ class ClassActivationMaps(Probe):
             columns[f"{prefix}cam_probability"] = probabilities.gather(1, labels[:, None])[:, 0].cpu().numpy()
             columns[f"{prefix}cam_predicted"] = logits.argmax(1).cpu().numpy()
             columns[f"{prefix}cam_confidence"] = confidences(probabilities, labels).cpu().numpy()
-            columns |= per_image.faithfulness_columns(prefix, network, images, labels, maps[prefix], few)
+            looked_at = network, images, labels, maps[prefix]
+            columns |= per_image.faithfulness_columns(prefix, *looked_at, few)
+            columns |= per_image.control_columns(prefix, *looked_at, fewer, chunk.indices)
         if REFERENCE in maps:
             columns |= per_image.similarity_columns(MODEL, maps[MODEL], maps[REFERENCE])
         if self._second is not None:
@@ -172,6 +175,7 @@ class ClassActivationMaps(Probe):
         settings: dict[str, Any] = {"method": self.method, **layers, "classes": "true"}
         settings |= {"second_reference": self.second_reference}
         settings |= {"faithfulness_samples": self.faithfulness_samples, "faithfulness_steps": per_image.STEPS}
+        settings |= {"road_fractions": list(per_image.ROAD_FRACTIONS)}
         settings |= {"sanity_samples": self.sanity_samples, "chunk_size": self.chunk_size}
         return settings | {"mosaics": {f"{cells}x{cells}": count for cells, count in self.mosaics.items()}}
 

@@ -92,6 +92,8 @@ def _refusal(networks: dict[str, nn.Module], share: Share, cells: int) -> str | 
         try:
             with evaluation_mode(network):
                 network(blank)
+        except torch.OutOfMemoryError:  # a RuntimeError, too, but it says nothing of the network
+            raise
         except (AssertionError, RuntimeError, ValueError) as error:  # captured graphs assert; shapes do not fit
             name = "reference" if prefix == REFERENCE else "model"
             return (

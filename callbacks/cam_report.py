@@ -117,6 +117,7 @@ def details(
     found: dict[str, Any] = {
         "images": {"wanted": total, "covered": len(samples["index"])},
         "sanity": overall.sanity(samples["sanity"]),
+        "faithfulness": overall.faithfulness(samples),
         "grid_pointing": grids,
     }
     if pixels:

@@ -93,12 +93,14 @@ class Footprint(pl.Callback):
         values, others = footprint(module.model, image_size, artefacts), {}
         timed: Comparisons = {}
         with tempfile.TemporaryDirectory() as folder:
-            reference = module.reference
-            theirs = self._export_reference(reference, Path(folder), image_size, artefacts) if artefacts else {}
-            if reference is not None:
-                others = footprint(reference, image_size, theirs)
+            theirs, refused = self._export_reference(module.reference, Path(folder), image_size, artefacts)
+            if module.reference is not None:
+                others = footprint(module.reference, image_size, theirs or {})
+            if refused:
+                del others["bytes"]  # of the weights alone: not what the model's are of
             if artefacts:
-                timed, lacking = self._time(artefacts, theirs if reference is not None else None, image_size)
+                timed, lacking = self._time(artefacts, theirs, image_size)
+                lacking |= refused
                 details |= {"artefacts": {name: artefact.as_json() for name, artefact in artefacts.items()}}
                 details |= {"not_measured": lacking, "latency": latency_details(timed)}
                 details |= {"versions": {runtime: version(runtime) for runtime, _ in timed}}
@@ -110,12 +112,16 @@ class Footprint(pl.Callback):
 
     def _export_reference(
         self, reference: nn.Module | None, folder: Path, image_size: int, artefacts: dict[str, Artefact]
-    ) -> dict[str, Artefact]:
-        """Exports the reference in the model's formats, as far as they suit it."""
-        if reference is None:
-            return {}
+    ) -> tuple[dict[str, Artefact] | None, dict[str, str]]:
+        """Exports the reference in the model's formats, as far as they suit it; also says why that is impossible."""
+        if reference is None or not artefacts:
+            return None, {}
         formats = [name for name in suitable_formats(reference) if name in artefacts]
-        return export_model(reference, folder, image_size, formats=formats)
+        try:
+            return export_model(reference, folder, image_size, formats=formats), {}
+        except UserError as error:  # no reason to lose what the training was for
+            logger.warning("the reference is not measured as an artefact: %s", error)
+            return None, {"reference": str(error)}
 
     def _time(
         self, artefacts: dict[str, Artefact], theirs: dict[str, Artefact] | None, image_size: int

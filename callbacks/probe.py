@@ -121,9 +121,11 @@ class Probe(pl.Callback, ABC):
             indices = data.probe_indices(split)
         else:
             indices = balanced_indices(data.labels(split), self.samples, data.seed)
+        indices = indices[in_turn(data.labels(split)[indices])]
         share = Share(
             data.dataset(split),
-            indices[in_turn(data.labels(split)[indices])],
+            indices,
+            data.labels(split)[indices],
             trainer.global_rank,
             trainer.world_size,
             module.device,

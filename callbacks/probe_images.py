@@ -40,8 +40,9 @@ class Share:
     Args:
         dataset: the split.
         indices: of the fixed images in it, in an order that takes the classes in turn.
+        labels: of these images.
         rank: this process.
-        ranks: number of processes; they take images in turn.
+        ranks: number of processes; see :func:`dealt`.
         device: where the images go.
         dtype: of the images.
         ends: when `time.monotonic` says that the time is used up.
@@ -52,6 +53,7 @@ class Share:
         self,
         dataset: Any,
         indices: Indices,
+        labels: npt.NDArray[np.int64],
         rank: int,
         ranks: int,
         device: torch.device,
@@ -62,8 +64,8 @@ class Share:
         self.dataset = dataset
         self.total = len(indices)
         self.rank, self.ranks = rank, ranks
-        self.positions = np.arange(len(indices))[rank::ranks]
-        self.indices = indices[rank::ranks]
+        self.positions = np.flatnonzero(dealt(labels, ranks) == rank)
+        self.indices = indices[self.positions]
         self.device = device
         self.dtype = dtype
         self.ends = ends
@@ -76,7 +78,7 @@ class Share:
         """The images in chunks; rank zero shows how far it is.
 
         The time budget is looked at between the chunks: what is begun is finished, and the first is always begun. Since
-        the classes take turns, what was covered when the time was used up is balanced, too.
+        the classes take turns on each rank, what was covered when the time was used up is balanced, too.
         """
         with progress_bar(self.title, len(self), "image") as bar:
             for start in range(0, len(self), size):
@@ -105,7 +107,23 @@ def progress_bar(title: str | None, total: int, unit: str) -> Any:
 
 def in_turn(labels: npt.NDArray[np.int64]) -> Indices:
     """The order (N) that takes one sample of each class, then a second one of each, and so on."""
+    return np.lexsort((labels, _turns(labels)))
+
+
+def dealt(labels: npt.NDArray[np.int64], ranks: int) -> Indices:
+    """Which rank looks at each of the images (N), which are in an order that takes the classes in turn.
+
+    Ranks take images in turn, and begin each turn of the classes one later than the turn before: otherwise, with ten
+    classes and two ranks, each rank would see every other class only.
+    """
+    turns = _turns(labels)
+    place = np.arange(len(labels)) - np.searchsorted(turns, turns)  # within the turn
+    return (place + turns) % ranks
+
+
+def _turns(labels: npt.NDArray[np.int64]) -> Indices:
+    """How many samples of its class come before each sample (N)."""
     turns = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         turns[labels == label] = np.arange((labels == label).sum())
-    return np.lexsort((labels, turns))
+    return turns

@@ -25,7 +25,10 @@ PACKAGES = (
 
 
 class Results(pl.Callback):
-    """Collects what the probes measure; writes after each, so that a later failure loses nothing."""
+    """Collects what the probes measure; writes after each, so that a later failure loses nothing.
+
+    What is collected is of one split. With the first figure of another one, that of the one before is forgotten.
+    """
 
     def __init__(self) -> None:
         self.metrics: dict[str, Metric] = {}
@@ -33,6 +36,7 @@ class Results(pl.Callback):
         self.details: dict[str, dict[str, Any]] = {}
         self.verdicts: dict[str, str] = {}
         self.samples: dict[str, npt.NDArray[Any]] = {}
+        self._split: str | None = None
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
 
@@ -69,6 +73,7 @@ class Results(pl.Callback):
         """
         if not trainer.is_global_zero:
             return
+        self._forget_other_split(trainer)
         self.metrics.update(metrics)
         self.wall_seconds[probe] = round(seconds, 3)
         if details is not None:
@@ -85,6 +90,7 @@ class Results(pl.Callback):
             return
         import pandas as pd
 
+        self._forget_other_split(trainer)
         frame = pd.DataFrame(columns, index=pd.Index(index, name="index"))
         path = Path(trainer.default_root_dir) / "samples.parquet"
         if self.samples:
@@ -104,7 +110,7 @@ class Results(pl.Callback):
         content = {
             "schema": SCHEMA,
             "name": folder.parent.name,
-            "split": "val" if trainer.state.fn == "validate" else "test",
+            "split": split_of(trainer),
             "seed": config.get("seed_everything") if config else None,
             "metrics": {name: metric.as_json() for name, metric in sorted(self.metrics.items())},
             "precision": trainer.precision,
@@ -115,6 +121,13 @@ class Results(pl.Callback):
             "config": config,
         }
         runs.write_json(folder / "results.json", content)
+
+    def _forget_other_split(self, trainer: pl.Trainer) -> None:
+        if self._split not in (None, split_of(trainer)):
+            self.metrics, self.details, self.verdicts, self.samples = {}, {}, {}, {}
+            self.wall_seconds = {name: seconds for name, seconds in self.wall_seconds.items() if name == "fit"}
+            (Path(trainer.default_root_dir) / "samples.parquet").unlink(missing_ok=True)
+        self._split = split_of(trainer)
 
     # The time of the fit, over all the processes that a resumed fit was spread over ---------------------------------
 
@@ -137,6 +150,11 @@ class Results(pl.Callback):
     def _fit_seconds(self) -> float:
         running = time.monotonic() - self._fit_started if self._fit_started is not None else 0.0
         return self._fit_seconds_before + running
+
+
+def split_of(trainer: pl.Trainer) -> str:
+    """The split that is being evaluated."""
+    return "val" if trainer.state.fn == "validate" else "test"
 
 
 def versions() -> dict[str, str]:

@@ -67,6 +67,7 @@ def evaluate(samples: Columns, share: Share, notes: Sequence[str], *, perplexity
     reference = seen.get(REFERENCE)
     if reference is not None:
         columns |= displacement_column(seen[MODEL], reference)
+        said += _other_schedule(seen[MODEL].embedding, reference.embedding)
     details: dict[str, Any] = {
         "settings": {"perplexity": perplexity, "neighbours": neighbours},
         "images": {"wanted": share.total, "covered": len(labels), "classes": len(np.unique(labels))},
@@ -74,6 +75,16 @@ def evaluate(samples: Columns, share: Share, notes: Sequence[str], *, perplexity
         "notes": said,
     }
     return Findings(embedding_metrics(columns, seen[MODEL], reference), details, columns)
+
+
+def _other_schedule(model: Embedding | None, reference: Embedding | None) -> list[str]:
+    """What to say of two maps if one was optimized longer than the other."""
+    if model is None or reference is None or model.planned == reference.planned:
+        return []
+    return [
+        f"the maps are optimized differently (the reference's by {reference.planned} iterations, the model's by "
+        f"{model.planned} from there): compare what is measured on features, not what is measured on maps"
+    ]
 
 
 def _embed(

@@ -35,6 +35,19 @@ def mean_metric(values: Floats, others: Floats | None = None) -> Metric:
     return Metric(float(values[known].mean()), bootstrap_interval(values[known]), n, reference)
 
 
+def whole_metric(values: Floats, others: Floats | None = None) -> Metric:
+    """Mean over all samples with its bootstrap interval, and the reference's: of what is defined for all or for none.
+
+    Args:
+        values: N numbers. One that is not finite leaves the whole undefined (NaN).
+        others: the reference's. Its figure is there even where the model has none.
+    """
+    reference = None if others is None or not np.isfinite(others).all() else float(others.mean())
+    if not np.isfinite(values).all():
+        return Metric(math.nan, None, len(values), reference)
+    return Metric(float(values.mean()), bootstrap_interval(values), len(values), reference)
+
+
 def mean_summary(values: Floats) -> dict[str, Any]:
     """Mean, interval and number of the values that are defined, plain."""
     metric = mean_metric(values).as_json()

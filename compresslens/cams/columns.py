@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compresslens.cams.baselines import centre_gaussian_maps, random_maps
 from compresslens.cams.box_accuracy import best_box_overlaps, pixel_histograms
-from compresslens.cams.faithfulness import deletion_auc, insertion_auc
+from compresslens.cams.faithfulness import deletion_auc, insertion_auc, road
 from compresslens.cams.localization import energy_in_mask, mask_area, pointing_game
 from compresslens.cams.sanity import randomization_similarity
 from compresslens.cams.similarity import pearson_correlation, structural_similarity, top_area_iou
@@ -24,7 +24,10 @@ from compresslens.samples import Columns
 SECOND = "second_reference_"
 BASELINES = ("centre_gaussian_", "random_")
 BLUR = 11, 5.0  # of insertion, see there
+FAITHFULNESS = ("insertion_auc", "deletion_auc")
+AT_RANDOM = "_random"  # behind the names of columns: for a map that knows nothing, on the same network
 STEPS = 10  # of insertion and deletion: against 128, the area of an image is off by 0.01, the mean by less than 0.005
+ROAD_FRACTIONS = 0.2, 0.5, 0.8  # against 0.1 to 0.9: an image is off by up to 0.1, the mean by 0.03
 SANITY_SHARES = (0.25, 0.5, 1.0)
 
 
@@ -59,16 +62,42 @@ def similarity_columns(prefix: str, maps: Tensor, others: Tensor) -> Columns:
 
 
 def faithfulness_columns(
-    prefix: str, network: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, rows: npt.NDArray[np.bool_]
+    prefix: str,
+    network: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    maps: Tensor,
+    rows: npt.NDArray[np.bool_],
+    ending: str = "",
 ) -> Columns:
     """Insertion and deletion on some of the N images; NaN on the others."""
     chosen = torch.from_numpy(rows).to(images.device)
-    columns = {name: np.full(len(rows), np.nan) for name in ("insertion_auc", "deletion_auc")}
+    columns = {name: np.full(len(rows), np.nan) for name in FAITHFULNESS}
     if rows.any():
         part = images[chosen], classes[chosen], maps[chosen]
         columns["insertion_auc"][rows] = insertion_auc(network, *part, steps=STEPS, blur=blur_for(images)).numpy()
         columns["deletion_auc"][rows] = deletion_auc(network, *part, steps=STEPS).numpy()
-    return {f"{prefix}cam_{name}": values for name, values in columns.items()}
+    return {f"{prefix}cam_{name}{ending}": values for name, values in columns.items()}
+
+
+def control_columns(
+    prefix: str,
+    network: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    maps: Tensor,
+    rows: npt.NDArray[np.bool_],
+    indices: npt.NDArray[np.int64],
+) -> Columns:
+    """On some of the N images, with these indices in their split: insertion and deletion by random maps, and ROAD."""
+    noise = random_maps(indices, *images.shape[2:]).to(images.device)
+    columns = faithfulness_columns(prefix, network, images, classes, noise, rows, AT_RANDOM)
+    scores = np.full(len(rows), np.nan)
+    if rows.any():
+        chosen = torch.from_numpy(rows).to(images.device)
+        part = images[chosen], classes[chosen], maps[chosen]
+        scores[rows] = road(network, *part, fractions=ROAD_FRACTIONS, samples=indices[rows]).numpy()
+    return columns | {f"{prefix}cam_road": scores}
 
 
 def blur_for(images: Tensor) -> tuple[int, float]:

@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 
 from compresslens.cams.box_accuracy import max_box_accuracy, pixel_average_precision
-from compresslens.cams.columns import BASELINES, SANITY_SHARES, SECOND
+from compresslens.cams.columns import AT_RANDOM, BASELINES, FAITHFULNESS, SANITY_SHARES, SECOND
 from compresslens.cams.sanity import depends_on_weights
 from compresslens.reporting.metric import Metric, finite
 from compresslens.samples import MODEL, NAMES, REFERENCE, Columns, mean_metric, mean_summary, paired_change
 
 LOCALIZATION = ("pointing_game", "energy_in_mask", "max_box_acc_v2")
 SIMILARITY = {"pearson": "cam_similarity", "ssim": "cam_ssim", "top_area_iou": "cam_top_area_iou"}
-SAMPLED = (*LOCALIZATION, "insertion_auc", "deletion_auc")
+SAMPLED = (*LOCALIZATION, *FAITHFULNESS)
 
 
 def add_box_accuracy(samples: Columns) -> dict[str, tuple[float, ...]]:
@@ -53,6 +53,23 @@ def changes(samples: Columns) -> dict[str, Any]:
         if f"{REFERENCE}cam_{name}" in samples
     }
     return {name: change for name, change in found.items() if change is not None}
+
+
+def faithfulness(samples: Columns) -> dict[str, Any] | None:
+    """What insertion and deletion are for random maps, in pairs with the network's own; and ROAD. None: on no image."""
+    if np.isnan(samples["cam_road"]).all():
+        return None
+    found: dict[str, Any] = {name: {} for name in (*FAITHFULNESS, "road")}
+    for prefix, network in NAMES.items():
+        if f"{prefix}cam_road" not in samples:
+            continue
+        for name in FAITHFULNESS:
+            own, noise = samples[f"{prefix}cam_{name}"], samples[f"{prefix}cam_{name}{AT_RANDOM}"]
+            found[name][network] = {"random": mean_summary(noise), "map_minus_random": paired_change(own, noise)}
+        found["road"][network] = mean_summary(samples[f"{prefix}cam_road"])
+    if f"{REFERENCE}cam_road" in samples:
+        found["road"]["change"] = paired_change(samples["cam_road"], samples[f"{REFERENCE}cam_road"])
+    return found
 
 
 def similarities(samples: Columns) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from compresslens.errors import UserError
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 _BLOCK = 2**21  # distances held at once: 16 MB
+_WORTHWHILE = 2  # distances of a group, where neighbours are sought by groups
 # Distances come from a matrix product, so those of equal points are not exactly zero: below this share of the norm,
 # they are.
 _ROUNDING = 2e-13
@@ -84,9 +85,8 @@ def nearest_neighbours(points: Floats, k: int, queries: Floats | None = None) ->
     asked = len(points) if queries is None else len(queries)
     indices, distances = np.empty((asked, k), np.int64), np.empty((asked, k))
     for rows, block in distance_blocks(points, queries):
-        # torch selects several times faster than numpy where k is small
-        values, places = torch.topk(torch.from_numpy(block), min(k + 1, block.shape[1]), largest=False)
-        found, near = places.numpy()[:, :k].copy(), values.numpy()[:, :k].copy()
+        values, places = _smallest(block, min(k + 1, block.shape[1]))
+        found, near = places[:, :k].copy(), values[:, :k].copy()
         # Where the next is as near as the k-th, any of those that are as near were taken.
         for row in np.flatnonzero(values[:, k - 1] == values[:, -1]) if block.shape[1] > k else ():
             found[row] = np.argsort(block[row], kind="stable")[:k]
@@ -95,3 +95,24 @@ def nearest_neighbours(points: Floats, k: int, queries: Floats | None = None) ->
         indices[rows] = np.take_along_axis(found, order, 1)
         distances[rows] = np.sqrt(np.take_along_axis(near, order, 1))
     return indices, distances
+
+
+def _smallest(block: Floats, k: int) -> tuple[Floats, Indices]:
+    """The k smallest values of each row, smallest first, and their columns; of equal ones any."""
+    columns = block.shape[1]
+    size = int((columns / (2 * k)) ** 0.5)
+    if size < _WORTHWHILE:
+        # torch selects several times faster than numpy where k is small
+        values, places = torch.topk(torch.from_numpy(block), k, largest=False)
+        return values.numpy(), places.numpy()
+    # Most are sorted out by groups: k of the smallest are in the k groups with the least minima.
+    count = columns // size
+    minima = block[:, : size * count].reshape(-1, size, count).min(1)  # what is `count` columns apart is a group
+    least = np.argpartition(minima, k - 1, axis=1)[:, :k]
+    inside = (least[:, None] + count * np.arange(size)[:, None]).reshape(len(block), -1)
+    left_over = np.broadcast_to(np.arange(size * count, columns), (len(block), columns - size * count))
+    candidates = np.concatenate([inside, left_over], axis=1)
+    near = np.take_along_axis(block, candidates, 1)
+    best = np.argpartition(near, k - 1, axis=1)[:, :k]
+    best = np.take_along_axis(best, np.take_along_axis(near, best, 1).argsort(1), 1)
+    return np.take_along_axis(near, best, 1), np.take_along_axis(candidates, best, 1)

@@ -17,14 +17,14 @@ from compresslens.embeddings.quality import continuity, knn_correct, silhouettes
 from compresslens.embeddings.tsne import Embedding
 from compresslens.errors import UserError
 from compresslens.reporting.metric import Metric, finite
-from compresslens.samples import MODEL, REFERENCE, Columns, Floats, mean_summary, paired_change
-from compresslens.statistics import bootstrap_interval
+from compresslens.samples import MODEL, REFERENCE, Columns, mean_summary, paired_change, whole_metric
 
 METRICS = {
     "knn_accuracy": "embedding_knn",
     "silhouette": "embedding_silhouette",
     "trustworthiness": "tsne_trustworthiness",
 }
+OF_FEATURES = ("embedding_knn", "embedding_silhouette")
 MAP_ONLY = ("tsne_knn", "tsne_trustworthiness", "tsne_continuity")
 IN_WORDS = {
     "embedding_knn": "kNN accuracy",
@@ -114,21 +114,14 @@ def embedding_metrics(samples: Columns, model: Seen, reference: Seen | None) -> 
     return metrics
 
 
-def whole_metric(values: Floats, others: Floats | None = None) -> Metric:
-    """Mean over all images, and the reference's: these measures are about a whole set, and defined for all or for none.
-
-    The reference's figure is there even where the model has none.
-    """
-    reference = None if others is None or not np.isfinite(others).all() else float(others.mean())
-    if not np.isfinite(values).all():
-        return Metric(math.nan, None, len(values), reference)
-    return Metric(float(values.mean()), bootstrap_interval(values), len(values), reference)
-
-
 def embedding_details(
     samples: Columns, model: Seen, reference: Seen | None, labels: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    """What is not a metric of its own: the maps, the changes in pairs of the same image, and how classes moved."""
+    """What is not a metric of its own: the maps, the changes in pairs of the same image, and how classes moved.
+
+    Changes are of features alone: the two maps are optimized in different ways, so a difference of what is measured on
+    them is no difference of the networks.
+    """
     details: dict[str, Any] = {"maps": {}}
     for prefix, name, seen in ((MODEL, "model", model), (REFERENCE, "reference", reference)):
         if seen is None or seen.embedding is None:
@@ -143,7 +136,7 @@ def embedding_details(
         return details
     details["changes"] = {
         name: change
-        for name in (*METRICS.values(), *MAP_ONLY[:1])
+        for name in OF_FEATURES
         if {name, f"{REFERENCE}{name}"} <= samples.keys()
         and (change := paired_change(samples[name], samples[f"{REFERENCE}{name}"])) is not None
     }

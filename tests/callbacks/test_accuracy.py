@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks import Accuracy, Results
 from callbacks.accuracy import accuracy_metrics, gather, per_sample
 from compresslens.errors import UserError
-from compresslens.statistics import wilson_interval
+from compresslens.statistics import bootstrap_interval, wilson_interval
 from lightning_modules import ImageClassifier
 from tests.lightning_modules.test_classifier import everything
 from tests.lightning_modules.tiny import CLASSES, NoiseData, TinyNetwork, trainer
@@ -29,6 +29,10 @@ def obvious(logits: Tensor, label: int) -> dict[str, float]:
         "confidence": max(exponentials) / sum(exponentials),
         "margin": scores[label] - max(score for index, score in enumerate(scores) if index != label),
         "top5": label in order[:5],
+        "brier": sum(
+            (exponential / sum(exponentials) - (1 if index == label else 0)) ** 2
+            for index, exponential in enumerate(exponentials)
+        ),
     }
 
 
@@ -54,7 +58,8 @@ def test_against_a_plain_loop(tmp_path: Path, what: str, part: str, size: int) -
         expected = [obvious(*pair) for pair in zip(network_outputs(model, images), labels.tolist(), strict=True)]
         for name in ("prediction", "top5"):
             assert samples[prefix + name].tolist() == [row[name] for row in expected]
-        for name in ("confidence", "margin"):
+        for name in ("confidence", "margin", "brier"):
+            assert samples[prefix + name].dtype == np.float64
             assert samples[prefix + name].tolist() == pytest.approx([row[name] for row in expected], abs=1e-6)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["split"] == part
@@ -72,6 +77,8 @@ def test_against_a_plain_loop(tmp_path: Path, what: str, part: str, size: int) -
         assert metrics[name]["n"] == size
         assert metrics[name]["ci95"] == list(wilson_interval(round(value * size), size))
     assert metrics["accuracy/ece"]["ci95"] is None
+    brier = {"value": samples["brier"].mean(), "ci95": list(bootstrap_interval(samples["brier"])), "n": size}
+    assert metrics["accuracy/brier"] == brier | {"reference": samples["reference_brier"].mean()}
     assert results["wall_seconds"]["accuracy"] > 0
 
 
@@ -80,7 +87,7 @@ def test_without_a_reference_there_is_nothing_to_agree_with(tmp_path: Path) -> N
         ImageClassifier(TinyNetwork()), datamodule=NoiseData(), verbose=False
     )
     metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
-    assert sorted(metrics) == ["accuracy/ece", "accuracy/top1", "accuracy/top5"]
+    assert sorted(metrics) == ["accuracy/brier", "accuracy/ece", "accuracy/top1", "accuracy/top5"]
     assert all(metric["reference"] is None for metric in metrics.values())
     columns = pd.read_parquet(tmp_path / "samples.parquet").columns
     assert not [name for name in columns if name.startswith("reference")]
@@ -128,6 +135,20 @@ def test_ties_and_extreme_logits() -> None:
     assert values["confidence"][1] == 1
     assert values["top5"].all(), "three classes"
     assert values["confidence"].dtype == torch.float64
+    assert values["brier"][1:].tolist() == pytest.approx([2, (1 - 1 / 3) ** 2 + 2 / 9]), "all that can be wrong"
+
+
+def test_a_network_that_answers_nan_once() -> None:
+    """What is of all images is not defined then, and not that of the others; what counts is counted."""
+    logits = torch.zeros(4, CLASSES)
+    logits[2] = torch.nan
+    columns = {name: value.numpy() for name, value in per_sample(logits, torch.arange(4)).items()}
+    samples = {"index": np.arange(4), "label": np.arange(4), **columns}
+    metrics = accuracy_metrics(samples)
+    for name in ("accuracy/brier", "accuracy/ece"):
+        assert np.isnan(metrics[name].value)
+        assert (metrics[name].ci95, metrics[name].n) == (None, 4)
+    assert metrics["accuracy/top1"].value == 0.25
 
 
 def test_agreement_of_a_network_with_itself() -> None:

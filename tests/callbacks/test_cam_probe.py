@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from callbacks import Accuracy, BestCheckpoint, ClassActivationMaps, Results
 from compresslens.cams import class_activation_maps
-from compresslens.cams.baselines import centre_gaussian_maps
+from compresslens.cams.baselines import centre_gaussian_maps, random_maps
 from compresslens.cams.box_accuracy import best_box_overlaps, max_box_accuracy
-from compresslens.cams.columns import STEPS, blur_for
-from compresslens.cams.faithfulness import deletion_auc, insertion_auc
+from compresslens.cams.columns import ROAD_FRACTIONS, STEPS, blur_for
+from compresslens.cams.faithfulness import deletion_auc, insertion_auc, road
 from compresslens.cams.grid_pointing import cell_shares, choose_cells, confidences, mosaics
 from compresslens.cams.localization import energy_in_mask, mask_area, pointing_game
 from compresslens.cams.similarity import pearson_correlation, structural_similarity
@@ -187,6 +187,30 @@ def test_against_a_plain_loop(tmp_path: Path, what: str, part: Any) -> None:
     assert metrics["cam/deletion_auc"]["value"] == pytest.approx(mean(deletion), rel=1e-5)
     assert metrics["cam/deletion_auc"]["n"] == 7
 
+    fewer = samples["cam_road"].notna().to_numpy()
+    assert fewer.sum() == 2, "a quarter"
+    assert (few & fewer).sum() == 2, "of those"
+    numbers = np.flatnonzero(fewer)
+    noise = random_maps(numbers, SIZE, SIZE)
+    for prefix, name in (("", "model"), ("reference_", "reference")):
+        network: Any = networks[prefix]
+        found = {key: details["faithfulness"][key][name] for key in ("insertion_auc", "deletion_auc", "road")}
+        at_random = insertion_auc(network, images[fewer], labels[fewer], noise, steps=STEPS, blur=blur_for(images))
+        random_deletion = deletion_auc(network, images[fewer], labels[fewer], noise, steps=STEPS)
+        for key, values in (("insertion_auc", at_random), ("deletion_auc", random_deletion)):
+            own = samples.loc[fewer, f"{prefix}cam_{key}"].mean()
+            assert samples.loc[fewer, f"{prefix}cam_{key}_random"].tolist() == pytest.approx(values.tolist(), rel=1e-5)
+            assert found[key]["random"]["value"] == pytest.approx(mean(values), rel=1e-5)
+            assert found[key]["map_minus_random"]["change"] == pytest.approx(own - mean(values), abs=1e-6)
+            assert found[key]["map_minus_random"]["n"] == 2
+        of_map = (images[fewer], labels[fewer], maps[prefix][fewer])
+        imputed = road(network, *of_map, fractions=ROAD_FRACTIONS, samples=numbers)
+        assert samples.loc[fewer, f"{prefix}cam_road"].tolist() == pytest.approx(imputed.tolist(), abs=1e-5)
+        assert (found["road"]["value"], found["road"]["n"]) == (pytest.approx(mean(imputed), abs=1e-5), 2)
+    change = details["faithfulness"]["road"]["change"]
+    of_pairs = samples.loc[fewer, "cam_road"] - samples.loc[fewer, "reference_cam_road"]
+    assert (change["change"], change["n"]) == (pytest.approx(of_pairs.mean(), abs=1e-9), 2)
+
     assert {name for name in metrics if name.startswith("cam")} == LOCALIZATION | ANYWHERE | {"cam/similarity"}
     centre = energy_in_mask(centre_gaussian_maps(len(images), SIZE, SIZE), masks)
     assert details["baselines"]["centre_gaussian"]["energy_in_mask"]["value"] == pytest.approx(mean(centre))
@@ -251,6 +275,10 @@ def test_without_a_reference(tmp_path: Path) -> None:
     assert {name for name in written["metrics"] if name.startswith("cam")} == LOCALIZATION | ANYWHERE
     assert all(metric["reference"] is None for metric in written["metrics"].values())
     assert not {"similarity", "changes"} & set(written["details"]["cam"])
+    faithfulness = written["details"]["cam"]["faithfulness"]
+    assert {name: set(found) for name, found in faithfulness.items()} == {
+        name: {"model"} for name in ("insertion_auc", "deletion_auc", "road")
+    }
     assert set(written["details"]["cam"]["grid_pointing"]["2x2"]) == {"model", "mosaics", "chance", "shrunk"}
     columns = pd.read_parquet(tmp_path / "samples.parquet").columns
     assert "cam_energy_in_mask" in columns
@@ -262,7 +290,7 @@ def test_what_is_switched_off(tmp_path: Path) -> None:
     off = ClassActivationMaps(faithfulness_samples=0, sanity_samples=0, mosaics={}, samples=14)
     written = run(tmp_path, pair(), callback=off)
     details, metrics = written["details"]["cam"], written["metrics"]
-    assert (details["sanity"], details["grid_pointing"]) == (None, {})
+    assert (details["sanity"], details["faithfulness"], details["grid_pointing"]) == (None, None, {})
     assert "cam/grid_pointing" not in metrics
     assert (metrics["cam/insertion_auc"]["value"], metrics["cam/insertion_auc"]["n"]) == (None, 0)
     assert metrics["cam/similarity"]["n"] == 14
@@ -376,6 +404,17 @@ def test_mosaics_are_shrunk_for_both_networks_alike(tmp_path: Path, make: Any, r
     assert metric["value"] == pytest.approx(np.mean(expected["value"]), rel=1e-4)
     assert metric["reference"] == pytest.approx(np.mean(expected["reference"]), rel=1e-4)
     assert unequal(before, module.model.state_dict()) == []
+
+
+def test_too_little_memory_says_nothing_of_the_network(tmp_path: Path) -> None:
+    class Large(TinyNetwork):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[2] > SIZE:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(images)
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        run(tmp_path, pair(learned(Large(6, dropout=0.0))), data=NoiseData())
 
 
 # A second reference ---------------------------------------------------------------------------------------------------

@@ -94,6 +94,25 @@ def test_without_a_reference_there_is_no_speed_up(tmp_path: Path) -> None:
     assert metrics["footprint/latency_ms"]["reference"] is None
 
 
+def test_a_reference_that_cannot_be_exported_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise UserError("tiny cannot be exported as ONNX")
+
+    monkeypatch.setattr("callbacks.footprint.export_model", refuse)  # callbacks.Export has its own
+    reference = TinyNetwork(6, seed=1)
+    results = measured(tmp_path, TinyNetwork(), reference)
+    metrics, details = results["metrics"], results["details"]["footprint"]
+    assert details["not_measured"] == {"reference": "tiny cannot be exported as ONNX"}
+    assert metrics["footprint/parameters"]["reference"] == sum(p.numel() for p in reference.parameters())
+    for name in ("bytes", "bytes_onnx", "latency_ms", "latency_ms_eager_b3"):
+        found = metrics[f"footprint/{name}"]
+        assert found["value"] > 0, name
+        assert found["reference"] is None, name
+    assert "footprint/speedup" not in metrics
+
+
 def test_what_is_not_installed_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = {"onnxruntime": None, "eager": None}
     monkeypatch.setattr("callbacks.footprint.missing", lambda name: lacking.get(name, "not here"))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from callbacks import Accuracy, Results
 from callbacks.accuracy import gather
 from callbacks.probe import Findings, Probe
-from callbacks.probe_images import Share, in_turn
+from callbacks.probe_images import Share, dealt, in_turn
 from callbacks.probe_state import undisturbed
 from compresslens.errors import UserError
 from compresslens.reporting import CurvesLogger
@@ -223,7 +223,17 @@ def test_ranks_share_the_images(size: int, ranks: int) -> None:
     indices = np.arange(10)[::-1][:size].copy()
     found: list[tuple[int, int]] = []
     for rank in range(ranks):
-        share = Share(dataset, indices, rank, ranks, torch.device("cpu"), torch.float64, float("inf"), None)
+        share = Share(
+            dataset,
+            indices,
+            np.arange(10)[:size] % 4,
+            rank,
+            ranks,
+            torch.device("cpu"),
+            torch.float64,
+            float("inf"),
+            None,
+        )
         for chunk in share.chunks(2):
             assert chunk.images.dtype == torch.float64
             assert chunk.labels.tolist() == chunk.indices.tolist()
@@ -231,6 +241,37 @@ def test_ranks_share_the_images(size: int, ranks: int) -> None:
             assert chunk.images[:, 0, 0, 0].tolist() == pytest.approx(chunk.indices / 10)
             found += list(zip(chunk.positions.tolist(), chunk.indices.tolist(), strict=True))
     assert sorted(found) == list(enumerate(indices.tolist())), "each once, on one rank"
+
+
+@pytest.mark.parametrize(("classes", "ranks"), [(10, 2), (7, 2), (10, 4), (2, 3), (3, 4), (1, 3), (5, 1)])
+def test_each_rank_sees_all_classes(classes: int, ranks: int) -> None:
+    """Even if it gets no further than the others: what all have covered when the time is up remains balanced."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), 3 * ranks))
+    labels = labels[in_turn(labels)]
+    of_ranks = dealt(labels, ranks)
+    of_one_turn = np.bincount(of_ranks[:classes], minlength=ranks)
+    assert np.ptp(of_one_turn) <= 1, "no rank waits for another, even if there are few images of each class"
+    assert np.bincount(of_ranks, minlength=ranks).tolist() == [3 * classes] * ranks, "as many on each"
+    for rank in range(ranks):
+        mine = labels[of_ranks == rank]
+        assert np.bincount(mine, minlength=classes).tolist() == [3] * classes, "and as many of each class"
+        for count in range(1, len(mine)):
+            covered = np.bincount(mine[:count], minlength=classes)
+            assert np.ptp(covered) <= 2, f"after {count} images of a slow rank"
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_two_ranks_of_which_one_runs_out_of_time(slow: int) -> None:
+    """Ten classes: taking images in turn, one rank would see the even ones and the other the odd ones."""
+    labels = np.arange(60) % 10
+    dataset = [(torch.zeros(3, 2, 2), label) for label in labels.tolist()]
+    counts = np.zeros(10, dtype=int)
+    for rank in range(2):
+        ends = float("inf") if rank != slow else 0.0  # no chunk but the first
+        share = Share(dataset, np.arange(60), labels, rank, 2, torch.device("cpu"), torch.float32, ends, None)
+        for chunk in share.chunks(10):
+            counts += np.bincount(chunk.labels.numpy(), minlength=10)
+    assert counts.tolist() == [4] * 10
 
 
 def test_the_progress_bar_gets_past_rich(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +283,17 @@ def test_the_progress_bar_gets_past_rich(capsys: pytest.CaptureFixture[str], mon
 
     dataset = [(torch.zeros(3, 2, 2), 0)] * 4
     monkeypatch.setattr(sys, "stderr", Proxy())
-    share = Share(dataset, np.arange(4), 0, 1, torch.device("cpu"), torch.float32, float("inf"), "probing")
+    share = Share(
+        dataset,
+        np.arange(4),
+        np.zeros(4, dtype=np.int64),
+        0,
+        1,
+        torch.device("cpu"),
+        torch.float32,
+        float("inf"),
+        "probing",
+    )
     list(share.chunks(2))
     assert "probing" in Proxy.screen.getvalue()
 

@@ -127,19 +127,54 @@ def test_the_time_of_a_fit_is_that_of_all_its_parts(tmp_path: Path, monkeypatch:
     assert second.wall_seconds == {"fit": 9.5}
 
 
-def test_the_split_of_a_fit_is_test(run: Path) -> None:
+def test_of_another_split_nothing_is_kept_but_the_time_of_the_fit(run: Path) -> None:
+    """The split of a fit is that of the test which ends it."""
     module, data = ImageClassifier(TinyNetwork()), NoiseData()
 
     class Probe(pl.Callback):
         def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-            Results.of(trainer).record(trainer, "probe", {"x": Metric(1.0)}, 0)
+            results, what = Results.of(trainer), str(trainer.state.fn.value)  # type: ignore[union-attr]
+            index = np.arange(3 if what == "test" else 2)
+            for name in (f"only_{what}", "both"):
+                results.record_samples(trainer, index, {name: index})
+                results.record(trainer, name, {f"{name}/x": Metric(1.0)}, 1, {"of": what}, {name: what})
 
-        on_validation_end = on_test_end
+        def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            if trainer.state.fn == "validate":
+                self.on_test_end(trainer, module)
+
+    def written() -> dict[str, Any]:
+        found = json.loads((run / "results.json").read_text())
+        return {name: found[name] for name in ("split", "metrics", "details", "verdicts", "wall_seconds")}
 
     loop = trainer(run, [Probe(), Results()], max_epochs=1)
     loop.fit(module, datamodule=data)
+    for what, split, size in (("test", "test", 3), ("validate", "val", 2), ("test", "test", 3)):
+        getattr(loop, what)(module, datamodule=data, verbose=False)
+        found, probes = written(), {f"only_{what}", "both"}
+        assert found["split"] == split
+        assert set(found["metrics"]) == {f"{name}/x" for name in probes}
+        assert found["details"] == {name: {"of": what} for name in probes}
+        assert found["verdicts"] == dict.fromkeys(probes, what)
+        assert set(found["wall_seconds"]) == {"fit", *probes}
+        assert set(samples(run)) == {"index", *probes}
+        assert samples(run)["index"] == list(range(size))
+    assert not list(run.glob(".*")), runs.FINISHED_FILE
+
+
+def test_samples_of_another_split_go_even_if_there_are_no_others(run: Path) -> None:
+    module, data = ImageClassifier(TinyNetwork()), NoiseData()
+
+    class Probe(pl.Callback):
+        def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            Results.of(trainer).record_samples(trainer, np.arange(3), {"x": np.arange(3)})
+
+        def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            Results.of(trainer).record(trainer, "probe", {"x": Metric(1.0)}, 0)
+
+    loop = trainer(run, [Probe(), Results()])
     loop.test(module, datamodule=data, verbose=False)
-    assert json.loads((run / "results.json").read_text())["split"] == "test"
+    assert (run / "samples.parquet").is_file()
     loop.validate(module, datamodule=data, verbose=False)
     assert json.loads((run / "results.json").read_text())["split"] == "val"
-    assert not list(run.glob(".*")), runs.FINISHED_FILE
+    assert not (run / "samples.parquet").exists()

@@ -37,6 +37,10 @@ from tests.lightning_modules.tiny import (
 )
 
 QUICK: dict[str, Any] = {"perplexity": 4, "neighbours": 3}
+OTHER_SCHEDULE = (
+    "the maps are optimized differently (the reference's by 500 iterations, the model's by 95 from there): compare "
+    "what is measured on features, not what is measured on maps"
+)
 EMBEDDING = {"cka", "knn_accuracy", "silhouette", "trustworthiness"}
 
 
@@ -112,7 +116,9 @@ def test_against_a_pass_of_its_own(tmp_path: Path, what: str, part: str) -> None
     assert metrics["cka"]["n"] == len(images)
     assert details["images"] == {"wanted": len(images), "covered": len(images), "classes": CLASSES}
     assert details["settings"] == QUICK
-    assert details["notes"] == []
+    assert details["notes"] == [OTHER_SCHEDULE]
+    assert set(details["changes"]) == {"embedding_knn", "embedding_silhouette"}
+    assert [details["maps"][name]["iterations"] for name in ("reference", "model")] == [500, 95]
     assert set(details["maps"]) == {"model", "reference"}
     assert written["split"] == part
     assert written["wall_seconds"]["tsne"] > 0
@@ -306,7 +312,8 @@ def test_hardly_any_image(tmp_path: Path, samples: int) -> None:
 def test_too_many_neighbours(tmp_path: Path) -> None:
     written = run(tmp_path, pair(), callbacks=[TSNE(perplexity=4, neighbours=30)])
     assert set(embedding(written)) == EMBEDDING - {"trustworthiness"}
-    (of_reference, of_model) = written["details"]["tsne"]["notes"]
+    (of_reference, of_model, about_maps) = written["details"]["tsne"]["notes"]
+    assert about_maps == OTHER_SCHEDULE
     assert of_model.startswith("no trustworthiness, continuity of the model: k is 30; with 43 samples")
     assert of_reference == of_model.replace("model", "reference")
     assert (tmp_path / "figures" / "tsne.png").is_file(), "the map can be drawn"
@@ -415,7 +422,8 @@ def test_some_batches_only(tmp_path: Path) -> None:
     written = run(tmp_path, pair(), limit_test_batches=2)
     details = written["details"]["tsne"]
     assert details["images"] == {"wanted": 43, "covered": 20, "classes": CLASSES}
-    assert details["notes"] == ["20 of 43 chosen images were among the batches; the figures are of those"]
+    said = "20 of 43 chosen images were among the batches; the figures are of those"
+    assert details["notes"] == [said, OTHER_SCHEDULE]
     assert pd.read_parquet(tmp_path / "samples.parquet")["index"].tolist() == list(range(20))
 
 
@@ -436,7 +444,7 @@ def test_the_time_is_up(tmp_path: Path) -> None:
     assert [details["maps"][name]["finished"] for name in ("reference", "model")] == [False, False]
     assert details["maps"]["model"]["iterations"] < 50
     said = "the time was up before the map of the {} was finished: do not compare it"
-    assert details["notes"] == [said.format("reference"), said.format("model")]
+    assert details["notes"] == [said.format("reference"), said.format("model"), OTHER_SCHEDULE]
     assert set(embedding(written)) == EMBEDDING
     assert (tmp_path / "figures" / "tsne.png").is_file()
 

@@ -17,6 +17,7 @@ from compresslens.cams.columns import (
     SANITY_SHARES,
     baseline_maps,
     blur_for,
+    control_columns,
     faithfulness_columns,
     localization_columns,
     pixel_columns,
@@ -219,7 +220,15 @@ def test_some_images_are_chosen_and_the_others_have_no_value() -> None:
     assert similarity.shape == (4, len(SANITY_SHARES))
     assert np.isnan(similarity[~rows]).all()
     np.testing.assert_allclose(similarity[rows], 1)
+    indices = np.array([40, 30, 20, 10])
+    control = control_columns("", network, x, classes, maps, rows, indices)
+    by_itself = control_columns("", network, x[3:], classes[3:], maps[3:], rows[3:], indices[3:])
+    assert set(control) == {"cam_insertion_auc_random", "cam_deletion_auc_random", "cam_road"}
+    for name, values in control.items():
+        assert np.isnan(values[~rows]).all()
+        np.testing.assert_allclose(values[3:], by_itself[name], rtol=1e-6, err_msg="noise belongs to the image")
     none = np.zeros(4, dtype=bool)
+    assert np.isnan(control_columns("", network, x, classes, maps, none, indices)["cam_road"]).all()
     assert np.isnan(sanity_columns(maps_of, network, x, classes, none)["sanity"]).all()
     assert np.isnan(faithfulness_columns("", network, x, classes, maps, none)["cam_deletion_auc"]).all()
 

@@ -119,7 +119,7 @@ def test_details(pair: tuple[Seen, Seen]) -> None:
         for column in ("tsne_knn", "tsne_trustworthiness", "tsne_continuity"):
             assert of_map[column]["value"] == columns[f"{prefix}{column}"].mean()
             assert set(of_map[column]) == {"value", "ci95", "n"}
-    assert set(details["changes"]) == {"embedding_knn", "embedding_silhouette", "tsne_trustworthiness", "tsne_knn"}
+    assert set(details["changes"]) == {"embedding_knn", "embedding_silhouette"}, "maps are not optimized alike"
     for name, change in details["changes"].items():
         ours, theirs = columns[name], columns[f"reference_{name}"]
         assert change["change"] == pytest.approx((ours - theirs).mean())

@@ -28,9 +28,14 @@ def sample(n: int, seed: int = 0, classes: int = 3, d: int = 6) -> Sample:
 samples = st.builds(sample, st.integers(10, 40), st.integers(0, 10**6), st.integers(1, 5), st.integers(2, 8))
 
 
-def test_neighbours_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+GROUPS = pytest.mark.parametrize("worthwhile", [9, 2], ids=["one by one", "by groups"])
+
+
+@GROUPS
+def test_neighbours_are_scikit_learns(monkeypatch: pytest.MonkeyPatch, worthwhile: int) -> None:
     monkeypatch.setattr(module, "_BLOCK", 1000)  # several blocks
-    features = sample(150)[0] + 1000  # far from the origin
+    monkeypatch.setattr(module, "_WORTHWHILE", worthwhile)
+    features = sample(151)[0] + 1000  # far from the origin
     queries = sample(20, seed=1)[0] + 1000
     index = neighbors.NearestNeighbors(algorithm="kd_tree").fit(features)
     for asked in (None, queries):
@@ -40,12 +45,26 @@ def test_neighbours_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[1] == pytest.approx(distances, abs=1e-9)
 
 
-def test_of_equally_near_points_the_first_are_neighbours() -> None:
-    points = np.repeat(np.random.default_rng(0).normal(size=(3, 5)) + 50, 10, axis=0)
+@GROUPS
+def test_of_equally_near_points_the_first_are_neighbours(monkeypatch: pytest.MonkeyPatch, worthwhile: int) -> None:
+    monkeypatch.setattr(module, "_WORTHWHILE", worthwhile)
+    points = np.repeat(np.random.default_rng(0).normal(size=(3, 5)) + 50, 20, axis=0)
     indices, distances = nearest_neighbours(points, 4)
     assert (distances == 0).all()
     assert indices[0].tolist() == [1, 2, 3, 4]
-    assert indices[29].tolist() == [20, 21, 22, 23]
+    assert indices[59].tolist() == [40, 41, 42, 43]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 90), st.integers(0, 10**6), st.integers(1, 100))
+def test_the_smallest_are_those_that_sorting_finds(k: int, more: int, seed: int, values: int) -> None:
+    """Whether there are groups or not, and many equal values or few."""
+    block = np.random.default_rng(seed).integers(0, values, (4, k + more)).astype(np.float64)
+    block[0, 0] = np.inf
+    found, places = module._smallest(block, k)
+    assert (found == np.sort(block, axis=1)[:, :k]).all()
+    assert (np.take_along_axis(block, places, 1) == found).all()
+    assert all(len(set(row)) == k for row in places.tolist())
 
 
 @settings(max_examples=25, deadline=None)
