@@ -158,11 +158,13 @@ def split_of(trainer: pl.Trainer) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the figures depend on."""
+    """Installed versions of what the figures depend on, and the commit where this is a checkout."""
     found = {}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if (commit := runs.commit()) is not None:
+        found["commit"] = commit
     return found

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -153,3 +154,15 @@ def without_home(text: str) -> str:
     """The text with the user's home folder written as `~`."""
     home = str(Path.home())
     return text.replace(f"{home}/", "~/") if home not in {"/", ""} else text
+
+
+def commit() -> str | None:
+    """The commit of this checkout, "-dirty" where files were changed; None if it is none, or git does not answer."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    call = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

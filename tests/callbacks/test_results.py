@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,19 @@ def test_samples_of_another_split_go_even_if_there_are_no_others(run: Path) -> N
     loop.validate(module, datamodule=data, verbose=False)
     assert json.loads((run / "results.json").read_text())["split"] == "val"
     assert not (run / "samples.parquet").exists()
+
+
+def test_the_commit_of_a_checkout_is_noted(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    (tmp_path / "compresslens").mkdir()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "compresslens" / "runs.py"))
+    assert runs.commit() is None
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert runs.commit() == head[:12]
+    (tmp_path / "file").write_text("new")
+    subprocess.run([*git, "add", "file"], check=True)
+    assert runs.commit() == f"{head[:12]}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.commit() is None
