@@ -13,7 +13,7 @@ from callbacks.probe import Findings, Probe
 from callbacks.probe_images import Chunk, Share
 from compresslens.attacks.paired import Pair, attack_cost, attack_pair
 from compresslens.attacks.robustness import cost_metrics, distance_metrics, harder, slower
-from compresslens.attacks.victim import Victim
+from compresslens.attacks.victim import Victim, refinement
 from compresslens.errors import UserError
 from compresslens.export.latency import processor
 from compresslens.samples import MODEL, REFERENCE, Columns
@@ -33,7 +33,8 @@ class CarliniWagner(Probe):
     Args:
         samples: number of images before any are left out; None: the data's own number (`data.probe_samples`).
         evaluations: gradient evaluations per image that the projection solver spends.
-        refine: steps of refinement per image after that; None: 60 for a network whose activations are rounded, else 0.
+        refine: steps of refinement per image after that; None: 60 if the activations of the model or its reference are
+            rounded, else 0. Both get the same.
         cost_samples: the cost of the attack is measured on those of so many images that both classify correctly; 0: not
             at all, and there are no metrics of it.
         square_queries: forward passes per image of a black-box attack on a converted INT8 model; 0: none.
@@ -71,8 +72,7 @@ class CarliniWagner(Probe):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Complains at once if the weights themselves are of low precision, in which margins drown."""
         super().setup(trainer, pl_module, stage)
-        if trainer.precision in LOW_PRECISION:
-            raise UserError("CarliniWagner needs weights in float32: set trainer.precision to 32-true or bf16-mixed")
+        refuse_low_precision(self, trainer)
 
     def measure(self, module: Any, share: Share) -> Findings:
         """Attacks this rank's share, chunk by chunk, and gathers."""
@@ -90,7 +90,7 @@ class CarliniWagner(Probe):
         metrics = distance_metrics(samples) | (cost_metrics(samples) if self.cost_samples else {})
         return Findings(
             metrics=metrics,
-            details=self._details(samples, share.total),
+            details=self._details(samples, share.total, refinement(self.refine, victims.values())),
             columns=samples,
             figures=figures(samples, examples, module.trainer.datamodule.class_names),
         )
@@ -111,10 +111,10 @@ class CarliniWagner(Probe):
             columns |= attack_cost(chunk.images, chunk.labels, costly, victims, self.chunk_size)
         return columns, pair
 
-    def _details(self, samples: Columns, total: int) -> dict[str, Any]:
+    def _details(self, samples: Columns, total: int, refine: int) -> dict[str, Any]:
         """How it was measured; and the two questions, in pairs of the same image: is it harder, is it slower?"""
         covered, attacked = len(samples["index"]), int(samples["cw_attacked"].sum())
-        settings = {"evaluations": self.evaluations, "refine": self.refine, "chunk_size": self.chunk_size}
+        settings = {"evaluations": self.evaluations, "refine": refine, "chunk_size": self.chunk_size}
         settings |= {"cost_samples": self.cost_samples, "square_queries": self.square_queries}
         details: dict[str, Any] = {
             "settings": settings,
@@ -128,3 +128,10 @@ class CarliniWagner(Probe):
             details["artefact"] = artefact_details(samples)
         details["notes"] = notes(samples, total)
         return details
+
+
+def refuse_low_precision(probe: Probe, trainer: pl.Trainer) -> None:
+    """Raises UserError if the weights themselves are of low precision."""
+    if trainer.precision in LOW_PRECISION:
+        who = type(probe).__name__
+        raise UserError(f"{who} needs weights in float32: set trainer.precision to 32-true or bf16-mixed")

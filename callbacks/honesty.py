@@ -6,22 +6,22 @@ import math
 from functools import partial
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
 
 from callbacks.accuracy import gather
+from callbacks.carlini_wagner import CarliniWagner, refuse_low_precision
 from callbacks.probe import Findings, Probe
 from callbacks.probe_images import Share
 from compresslens.attacks.honesty import Check, examine, panel
-from compresslens.attacks.margin import margin
-from compresslens.attacks.search import logits_in_chunks
-from compresslens.attacks.victim import REFINEMENT, Victim
+from compresslens.attacks.victim import Victim, is_right, refinement
 from compresslens.errors import UserError
 from compresslens.reporting.honesty_figure import draw_honesty
 from compresslens.reporting.metric import Metric
 from datamodules.transformed import collate
 
 CHUNK = 64
+EVALUATIONS = 40  # where nothing says otherwise
 
 
 class Honesty(Probe):
@@ -36,8 +36,9 @@ class Honesty(Probe):
 
     Args:
         samples: images of the data's fixed, class-balanced set; those count that model and reference are right on.
-        evaluations: gradient evaluations per image of the attack, as in `callbacks.CarliniWagner`.
-        refine: further ones around the best point; None: 60 where activations are rounded, else none.
+        evaluations: gradient evaluations per image of the attack; None: those of the trainer's
+            `callbacks.CarliniWagner`, whose distances are in question, or 40 if there is none.
+        refine: further ones around the best point; None: those of `callbacks.CarliniWagner`, or as that has it.
         directions: of Gaussian noise, per image.
         queries: of the black-box attack Square, per image and radius.
         apgd_steps: of the attack APGD, per image and radius.
@@ -48,21 +49,27 @@ class Honesty(Probe):
     def __init__(
         self,
         samples: int = 32,
-        evaluations: int = 40,
+        evaluations: int | None = None,
         refine: int | None = None,
         directions: int = 4,
         queries: int = 50,
         apgd_steps: int = 10,
     ) -> None:
         super().__init__(samples)
-        budgets = {"evaluations": evaluations, "directions": directions, "queries": queries, "apgd_steps": apgd_steps}
-        for name, value in budgets.items():
-            if value < 1:
+        budgets = {"directions": directions, "queries": queries, "apgd_steps": apgd_steps}
+        for name, value in {"evaluations": evaluations, **budgets}.items():
+            if value is not None and value < 1:
                 raise UserError(f"Honesty: {name} is {value}; it must be at least 1")
         if refine is not None and refine < 0:
             raise UserError(f"Honesty: refine is {refine}; it must not be negative")
         self.budgets = budgets
+        self.evaluations = evaluations
         self.refine = refine
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Complains at once if the weights themselves are of low precision, in which margins drown."""
+        super().setup(trainer, pl_module, stage)
+        refuse_low_precision(self, trainer)
 
     def measure(self, module: Any, share: Share) -> Findings:
         """Examines the images of all ranks on every rank: there are few, and the checks are about all of them."""
@@ -70,14 +77,16 @@ class Honesty(Probe):
         batch = collate([share.dataset[int(index)] for index in indices])
         images, labels = batch[0].to(share.device, share.dtype), batch[1].to(share.device)
         victim = Victim.of(module.model)
-        networks = {victim.network, victim.differentiable} | ({module.reference} - {None})
-        right = torch.stack([is_right(network, images, labels) for network in networks]).all(0)
-        budgets = {**self.budgets, "refine": self._refine(victim)}
+        reference = None if module.reference is None else Victim.of(module.reference)
+        victims = [victim] if reference is None else [victim, reference]
+        networks = {network for each in victims for network in (each.network, each.differentiable)}
+        right = torch.stack([is_right(network, images, labels, CHUNK) for network in networks]).all(0)
+        budgets = self.budgets | self._attack(module.trainer, victims)
         checks = examine(
             victim.differentiable,
             images[right],
             labels[right],
-            reference=module.reference,
+            reference=None if reference is None else reference.differentiable,
             artefact=victim.network if victim.is_artefact else None,
             chunk_size=CHUNK,
             **budgets,
@@ -92,10 +101,12 @@ class Honesty(Probe):
             verdicts={"robustness": text},
         )
 
-    def _refine(self, victim: Victim) -> int:
-        if self.refine is not None:
-            return self.refine
-        return REFINEMENT if victim.rounded else 0
+    def _attack(self, trainer: pl.Trainer, victims: list[Victim]) -> dict[str, int]:
+        """The budget of the attack in question."""
+        probe = next((found for found in trainer.callbacks if isinstance(found, CarliniWagner)), None)  # type: ignore[attr-defined]
+        evaluations = self.evaluations or (EVALUATIONS if probe is None else probe.evaluations)
+        refine = probe.refine if probe is not None and self.refine is None else self.refine
+        return {"evaluations": evaluations, "refine": refinement(refine, victims)}
 
 
 def masking(checks: list[Check]) -> Metric:
@@ -103,14 +114,3 @@ def masking(checks: list[Check]) -> Metric:
     made = [check for check in checks if check.verdict != "skipped"]
     failed = sum(check.verdict == "fail" for check in made)
     return Metric(float(failed) if made else math.nan, n=len(made))
-
-
-def is_right(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether each image is classified correctly, with a positive margin (bool, N); logits that are NaN are not right.
-
-    Args:
-        network: left as it was.
-        images: N×3×H×W in [0, 1].
-        labels: N int64.
-    """
-    return margin(logits_in_chunks(network, images, CHUNK), labels) > 0

@@ -131,18 +131,17 @@ def _refined(
 
     Returns:
         N×C×H×W perturbations (zero where the twin has no adversarial among the starts), the gradient evaluations, and
-        those until the first adversarial.
+        those until the first adversarial: 0 where a start is one.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for rows in torch.arange(len(images), device=images.device).split(chunk_size):
         with input_gradients(twin):
             search = Search(twin, images[rows], labels[rows])
-            everything = torch.arange(len(rows), device=rows.device)
             for start in starts:
                 offsets = (start[rows] - images[rows]).flatten(1)
                 for factor in FURTHER:
                     points = torch.clamp(search.images + factor * offsets, 0, 1)
-                    search.evaluate(everything, points, (points - search.images).norm(dim=1))
+                    search.look(points, (points - search.images).norm(dim=1))
             refine_search(search, steps)
         offsets = (search.best - search.images).view(-1, *images.shape[1:])
         parts.append((offsets, search.evaluations, search.first_success))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compresslens.attacks.adam import PLANS, Schedule, Space, minimize
-from compresslens.attacks.checks import check_images, check_labels, check_logits
+from compresslens.attacks.checks import check_classes, check_images, check_labels, check_logits
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.projection import project
 from compresslens.attacks.refine import refine as refine_search
@@ -59,8 +59,8 @@ def carlini_wagner_l2(
             question of what the attack costs.
         evaluations: gradient evaluations per image that the projection may spend, at least 1. 100 find
             adversarials that are 0.5 % nearer, and 2 % on adversarially trained networks.
-        schedule: of Adam. "fast": up to six values of c, each image stops when it stands still. "paper": nine times
-            1,000 steps from c = 0.001.
+        schedule: of Adam. "fast": three values of c in the space "box", five in "tanh", and each image stops when it
+            stands still. "paper": nine times 1,000 steps from c = 0.001.
         space: of Adam's variables: "box" (pixels, clipped) or "tanh" (the paper's change of variables). None: "box",
             but "tanh" for the paper's schedule.
         refine: further evaluations per image around the best point, see `compresslens.attacks.refine`; 60 are
@@ -92,7 +92,9 @@ def carlini_wagner_l2(
         if len(images) == 0:
             return result
         logits = logits_in_chunks(network, images, chunk_size)
-        _check_classes(logits, {"labels": labels, "targets": aims})
+        check_logits(logits, torch.arange(len(images)))
+        check_classes("labels", labels, logits)
+        check_classes("targets", aims, logits)
         _enter(result, is_adversarial(_margins(logits, aims, targeted), confidence))
         pending = torch.nonzero(~result.success)[:, 0]
         for numbers in pending.split(chunk_size) if len(pending) else ():
@@ -135,13 +137,6 @@ def _margins(logits: Tensor, aims: Tensor, targeted: bool) -> Tensor:
     """Negative where the attack has reached its aim."""
     margins = margin(logits, aims)
     return -margins if targeted else margins
-
-
-def _check_classes(logits: Tensor, classes: dict[str, Tensor]) -> None:
-    check_logits(logits, torch.arange(len(logits)))
-    for name, numbers in classes.items():
-        if int(numbers.max()) >= logits.shape[1]:
-            raise ValueError(f"{name} go up to {int(numbers.max())} but the network has {logits.shape[1]} classes")
 
 
 def _enter(result: AttackResult, reached: Tensor) -> None:

@@ -40,3 +40,9 @@ def check_logits(logits: Tensor, numbers: Tensor) -> None:
     broken = torch.isnan(logits).any(1)
     if broken.any():
         raise ValueError(f"the network's logits are NaN for image {int(numbers[broken][0])}")
+
+
+def check_classes(name: str, labels: Tensor, logits: Tensor) -> None:
+    """Raises ValueError unless logits N×C have a class for each of these numbers."""
+    if len(labels) and int(labels.max()) >= logits.shape[1]:
+        raise ValueError(f"{name} go up to {int(labels.max())} but the network has {logits.shape[1]} classes")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresslens.attacks.carlini_wagner import carlini_wagner_l2
 from compresslens.attacks.cost import gradient_seconds, now
 from compresslens.attacks.result import NEVER, AttackResult
-from compresslens.attacks.victim import Victim, predict
+from compresslens.attacks.victim import Victim, is_right, predict, refinement
 from compresslens.samples import MODEL, REFERENCE, Columns
 
 
@@ -22,7 +22,7 @@ class Pair:
     """What came of N images.
 
     Attributes:
-        attacked: N bool, those that all networks classify correctly.
+        attacked: N bool, those that all networks classify correctly (see `is_right`).
         results: of the attacked images (M), by prefix of the columns: "" for the model, "reference_" for the reference.
         columns: N values each; NaN where the image was not attacked. `cw_attacked`; for each network `cw_success`
             (1 or 0), `cw_l2` (infinite where the attack failed) and `cw_evaluations`; with a reference
@@ -34,23 +34,29 @@ class Pair:
     columns: Columns
 
 
-def attack_pair(images: Tensor, labels: Tensor, victims: dict[str, Victim], **options: Any) -> Pair:
+def attack_pair(
+    images: Tensor, labels: Tensor, victims: dict[str, Victim], refine: int | None = None, **options: Any
+) -> Pair:
     """The nearest adversarials of all victims for the images that all of them classify correctly.
+
+    All get the same budget of gradient evaluations, or their distances could not be compared.
 
     Args:
         images: N×C×H×W in [0, 1].
         labels: N int64.
         victims: the model under "" and its reference, if any, under "reference_". The reference comes first in time:
             its adversarials are tried on a converted model.
-        options: `evaluations`, `refine`, `square_queries`, `chunk_size` and `seed` of `Victim.attack`.
+        refine: see `refinement`.
+        options: `evaluations`, `square_queries`, `chunk_size` and `seed` of `Victim.attack`.
     """
+    options["refine"] = refinement(refine, victims.values())
     attacked = torch.ones_like(labels, dtype=torch.bool)
     columns: Columns = {}
     for prefix, victim in victims.items():
-        predicted = predict(victim.network, images)
-        attacked &= predicted == labels
+        attacked &= is_right(victim.network, images, labels)
         if victim.is_artefact:
-            columns[f"{prefix}cw_twin_agrees"] = _array(predict(victim.differentiable, images) == predicted)
+            agrees = predict(victim.differentiable, images) == predict(victim.network, images)
+            columns[f"{prefix}cw_twin_agrees"] = _array(agrees)
     columns["cw_attacked"] = _array(attacked)
     targets = images[attacked], labels[attacked]
     results: dict[str, AttackResult] = {}
@@ -72,6 +78,9 @@ def attack_pair(images: Tensor, labels: Tensor, victims: dict[str, Victim], **op
 def attack_cost(images: Tensor, labels: Tensor, rows: Tensor, victims: dict[str, Victim], chunk_size: int) -> Columns:
     """What Carlini & Wagner's own attack takes on some of the images.
 
+    Half of them are attacked on one network after the other, the other half in the opposite order: a machine that slows
+    down or speeds up meanwhile does so for both.
+
     Args:
         images: N×C×H×W in [0, 1].
         labels: N int64.
@@ -81,26 +90,34 @@ def attack_cost(images: Tensor, labels: Tensor, rows: Tensor, victims: dict[str,
 
     Returns:
         For each victim `cw_adam_evaluations`, `cw_adam_first_success` (infinite where it failed), `cw_adam_seconds`
-        (the time of the call, divided in proportion to the evaluations) and `cw_network_seconds` (see
+        (the time of a half, divided in proportion to the evaluations) and `cw_network_seconds` (see
         `gradient_seconds`); N values each, NaN where the image was not attacked.
     """
-    columns: Columns = {}
-    targets = images[rows], labels[rows]
-    for prefix, victim in victims.items():
-        network = victim.differentiable
-        own = gradient_seconds(network, *targets) if len(targets[1]) else 0.0
-        began = now(images.device)
-        found = carlini_wagner_l2(network, *targets, solver="adam", chunk_size=chunk_size)
-        seconds = now(images.device) - began
-        evaluations = found.gradient_evaluations.double()
-        values = {
-            "adam_evaluations": evaluations,
-            "adam_first_success": torch.where(found.first_success == NEVER, torch.inf, found.first_success),
-            "adam_seconds": seconds * evaluations / evaluations.sum().clamp_min(1),
-            "network_seconds": torch.full_like(evaluations, own),
-        }
-        columns |= {f"{prefix}cw_{name}": spread(value, rows) for name, value in values.items()}
-    return columns
+    halves = torch.nonzero(rows)[:, 0].tensor_split(2)
+    found: dict[str, list[dict[str, Tensor]]] = {prefix: [] for prefix in victims}
+    for half, order in zip(halves, (list(victims), list(victims)[::-1]), strict=True):
+        for prefix in order:
+            found[prefix].append(_cost(victims[prefix].differentiable, images[half], labels[half], chunk_size))
+    return {
+        f"{prefix}cw_{name}": spread(torch.cat([part[name] for part in parts]), rows)
+        for prefix, parts in found.items()
+        for name in parts[0]
+    }
+
+
+def _cost(network: nn.Module, images: Tensor, labels: Tensor, chunk_size: int) -> dict[str, Tensor]:
+    """The values of :func:`attack_cost` for a number of images that may be zero."""
+    own = gradient_seconds(network, images, labels) if len(images) else 0.0
+    began = now(images.device)
+    found = carlini_wagner_l2(network, images, labels, solver="adam", chunk_size=chunk_size)
+    seconds = now(images.device) - began
+    evaluations = found.gradient_evaluations.double()
+    return {
+        "adam_evaluations": evaluations,
+        "adam_first_success": torch.where(found.first_success == NEVER, torch.inf, found.first_success),
+        "adam_seconds": seconds * evaluations / evaluations.sum().clamp_min(1),
+        "network_seconds": torch.full_like(evaluations, own),
+    }
 
 
 def spread(values: Tensor, rows: Tensor) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresslens.attacks.checks import check_images, check_labels, check_logits
+from compresslens.attacks.checks import check_classes, check_images, check_labels, check_logits
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.search import forward_rows
@@ -75,6 +75,7 @@ def torchattacks_attack(
         with torch.no_grad():
             logits = forward_rows(network, images)
         check_logits(logits, torch.arange(len(images)))
+        check_classes("labels", labels, logits)
         if logits.shape[1] < MIN_CLASSES.get(attack, 2):
             raise UserError(f"{attack} needs at least {MIN_CLASSES[attack]} classes; the network has {logits.shape[1]}")
         if attack in ("Square", "AutoAttack") and options["norm"] == "L2":

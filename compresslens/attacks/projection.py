@@ -22,7 +22,7 @@ from torch import Tensor
 
 from compresslens.attacks.least_norm import dot, least_norm
 from compresslens.attacks.margin import UNTARGETED
-from compresslens.attacks.search import Search
+from compresslens.attacks.search import Search, forward_rows
 
 CANDIDATES = 5  # classes, beside the label, of which the gradient is taken before the lanes are chosen
 SEVERAL = 30  # evaluations from which on there are several lanes and a deep start
@@ -109,7 +109,7 @@ def _choose_classes(search: Search, evaluations: int) -> tuple[Tensor, int]:
     if search.targeted:
         return search.labels[:, None], 0
     with torch.no_grad():
-        logits = search.network(search.images.view(-1, *search.shape)).float()
+        logits = forward_rows(search.network, search.images.view(-1, *search.shape))
     others = logits.scatter(1, search.labels[:, None], -torch.inf)
     lanes = 1 if evaluations < SEVERAL else 2 if evaluations < 60 else 3
     lanes = min(lanes, logits.shape[1] - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compresslens.attacks.checks import check_images, check_labels, check_logits
+from compresslens.attacks.checks import check_classes, check_images, check_labels, check_logits
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.result import NEVER, AttackResult
 from compresslens.attacks.search import forward_rows
@@ -105,6 +105,7 @@ def _search_chunk(
     def fooled(rows: Tensor, factor: Tensor) -> Tensor:
         logits = forward_rows(network, _at(images[rows], directions[rows], factor))
         check_logits(logits, numbers[rows])
+        check_classes("targets" if targeted else "labels", aims[rows], logits)
         margins = margin(logits, aims[rows])
         return is_adversarial(-margins if targeted else margins, confidence)
 

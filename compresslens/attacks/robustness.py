@@ -71,7 +71,7 @@ def distance_metrics(samples: Columns) -> dict[str, Metric]:
     metrics = {
         "cw_success": share_metric(np.isfinite(ours), None if theirs is None else np.isfinite(theirs)),
         "cw_median_l2": median_metric(ours, theirs),
-        "cw_mean_l2": mean_metric(ours, theirs),
+        "cw_mean_l2": mean_of_finite(ours, theirs),
     }
     if theirs is not None:
         transferred = samples["cw_transferred"][attacked]
@@ -164,7 +164,7 @@ def median_metric(values: Floats, others: Floats | None = None) -> Metric:
     )
 
 
-def mean_metric(values: Floats, others: Floats | None = None) -> Metric:
+def mean_of_finite(values: Floats, others: Floats | None = None) -> Metric:
     """A mean of the finite values with its bootstrap interval."""
     finite = values[np.isfinite(values)]
     reference = None if others is None else _mean(others[np.isfinite(others)])

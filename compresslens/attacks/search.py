@@ -112,6 +112,18 @@ class Search:
             self._tell(samples, inputs.detach(), overall, gradients)
         return constraint.detach() + self.confidence, gradients, adversarial
 
+    def look(self, points: Tensor, distances: Tensor) -> None:
+        """A point of each image (N×D), which becomes the best where it is adversarial and nearer; costs no gradient.
+
+        Args:
+            points: N×D in [0, 1].
+            distances: N, of the points from their images.
+        """
+        with torch.no_grad():
+            margins = margin(forward_rows(self.network, points.view(-1, *self.shape)), self.labels)
+        adversarial = is_adversarial(-margins if self.targeted else margins, self.confidence)
+        self._keep(torch.arange(len(self), device=points.device), points, distances, adversarial)
+
     def class_gradients(self, samples: Tensor, points: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of some logits, from one forward pass; each class counts one evaluation.
 

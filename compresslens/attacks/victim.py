@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from compresslens.attacks.artefact import attack_artefact
 from compresslens.attacks.carlini_wagner import carlini_wagner_l2
+from compresslens.attacks.checks import check_classes
+from compresslens.attacks.margin import margin
 from compresslens.attacks.result import AttackResult
 from compresslens.attacks.search import logits_in_chunks
 from compresslens.export.ready import is_int8, is_rounded
@@ -57,7 +60,7 @@ class Victim:
         images: Tensor,
         labels: Tensor,
         evaluations: int,
-        refine: int | None = None,
+        refine: int = 0,
         transfer: Tensor | None = None,
         square_queries: int = 0,
         chunk_size: int = 64,
@@ -69,7 +72,7 @@ class Victim:
             images: N×C×H×W in [0, 1].
             labels: N int64.
             evaluations: see `carlini_wagner_l2`.
-            refine: likewise; None: `REFINEMENT` where activations are rounded, else none.
+            refine: likewise; see `refinement`.
             transfer: see `attack_artefact`, which this and what follows is for.
             square_queries: likewise.
             chunk_size: images at a time.
@@ -78,8 +81,6 @@ class Victim:
         Returns:
             The nearest of each image, and for a converted network those of each source (else nothing).
         """
-        if refine is None:
-            refine = REFINEMENT if self.rounded else 0
         if not self.is_artefact:
             found = carlini_wagner_l2(
                 self.network, images, labels, evaluations=evaluations, refine=refine, chunk_size=chunk_size
@@ -98,6 +99,30 @@ class Victim:
             seed=seed,
         )
         return both.nearest, both.sources
+
+
+def refinement(refine: int | None, victims: Iterable[Victim]) -> int:
+    """Steps of refinement for networks that are compared: what is asked for, the same for all.
+
+    If nothing is (None), it is `REFINEMENT` where the activations of any are rounded, else none: distances that took
+    different budgets cannot be compared.
+    """
+    if refine is not None:
+        return refine
+    return REFINEMENT if any(victim.rounded for victim in victims) else 0
+
+
+def is_right(network: nn.Module, images: Tensor, labels: Tensor, chunk_size: int = 64) -> Tensor:
+    """Whether each of N images is classified correctly, with a positive margin (bool); NaN is not right.
+
+    Raises:
+        ValueError: the network has too few classes for the labels.
+    """
+    if len(images) == 0:
+        return torch.zeros(0, dtype=torch.bool, device=images.device)
+    logits = logits_in_chunks(network, images, chunk_size)
+    check_classes("labels", labels, logits)
+    return margin(logits, labels) > 0
 
 
 def predict(network: nn.Module, images: Tensor, chunk_size: int = 64) -> Tensor:

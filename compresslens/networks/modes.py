@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +14,10 @@ from torch import nn
 def input_gradients(network: nn.Module) -> Iterator[nn.Module]:
     """Within the block the network is in eval mode, its parameters are frozen, and gradients of inputs are available.
 
-    Frozen parameters spare their part of the backward pass and cannot accumulate gradients. Autocast is off: with
-    bfloat16 the logits shift by more than many a margin. It works within `torch.no_grad` and `torch.inference_mode`.
-    Every module's own train flag and every parameter's `requires_grad` are put back, on exceptions too.
+    Frozen parameters spare their part of the backward pass and cannot accumulate gradients. Autocast and TF32 are off:
+    with bfloat16 the logits shift by more than many a margin. It works within `torch.no_grad` and
+    `torch.inference_mode`. Every module's own train flag and every parameter's `requires_grad` are put back, on
+    exceptions too.
     """
     training = [(module, module.training) for module in network.modules()]
     requires_grad = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
@@ -25,7 +27,7 @@ def input_gradients(network: nn.Module) -> Iterator[nn.Module]:
             module.training = False
         for parameter, _ in requires_grad:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), full_float32():
             autocasts = [torch.autocast(device, enabled=False) for device in sorted(devices)]
             for autocast in autocasts:
                 autocast.__enter__()
@@ -45,8 +47,8 @@ def input_gradients(network: nn.Module) -> Iterator[nn.Module]:
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Within the block the network evaluates, without autograd; afterwards its modes and the random state are back.
 
-    Inference mode is left, too: libraries that look at every operator do not get along with it. The flags are set one
-    by one: graphs of `torch.export` refuse `eval()`.
+    TF32 is off. Inference mode is left, too: libraries that look at every operator do not get along with it. The flags
+    are set one by one: graphs of `torch.export` refuse `eval()`.
     """
     modes = [(module, module.training) for module in network.modules()]
     device = device_of(network)
@@ -54,11 +56,47 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
         for module, _ in modes:
             module.training = False
         devices = [device] if device.type == "cuda" else []
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.inference_mode(False), torch.no_grad(), full_float32(), torch.random.fork_rng(devices):
             yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within the block products of float32 numbers are of full precision; afterwards the settings are back.
+
+    By default cuDNN convolves in TF32, of 10 bits, where the GPU has it; `torch.set_float32_matmul_precision` does
+    likewise to matrix products, and on some CPUs takes bfloat16 for them.
+    """
+    backends: Any = torch.backends
+    settings = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    settings += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before, older = [setting.fp32_precision for setting in settings], _older_settings()
+    try:
+        _set_older(older and ("highest", False))
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        _set_older(older)
+        for setting, was in zip(settings, before, strict=True):
+            setting.fp32_precision = was
+
+
+def _older_settings() -> tuple[str, bool] | None:
+    """The settings that say the same in the older way, in which compilers ask; None where they contradict the newer."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
+
+
+def _set_older(values: tuple[str, bool] | None) -> None:
+    if values is not None:
+        torch.set_float32_matmul_precision(values[0])
+        torch.backends.cudnn.allow_tf32 = values[1]
 
 
 def device_of(network: nn.Module) -> torch.device:

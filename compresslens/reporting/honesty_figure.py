@@ -18,6 +18,7 @@ STYLES = ((BLUE, "-", "o"), (VERMILION, "--", "D"), (PURPLE, ":", "s"))
 SHARES = "share"  # axes whose label starts so go from 0 to 100 %
 COLUMNS = 4
 TITLES = {
+    "deterministic": "The same answer twice",
     "gradients": "There are gradients",
     "descent": "The margin falls",
     "best_point": "Best point is returned",

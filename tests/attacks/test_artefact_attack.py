@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compresslens.attacks import carlini_wagner_l2
-from compresslens.attacks.artefact import FURTHER, attack_artefact
+from compresslens.attacks.artefact import attack_artefact
 from compresslens.attacks.margin import margin
+from compresslens.attacks.paired import attack_cost, attack_pair
 from compresslens.attacks.result import AttackResult
-from compresslens.attacks.victim import REFINEMENT, Victim, predict
+from compresslens.attacks.victim import REFINEMENT, Victim, is_right, predict, refinement
 from compresslens.quantization import calibrate, fake_quantize
 from tests.attacks.trained import correct, trained
 from tests.lightning_modules.recipes import in_pixels
@@ -71,7 +73,7 @@ def test_each_source_is_verified_and_the_nearest_counts() -> None:
     assert torch.equal(found.nearest.l2, distances.min(0).values)
     assert len(set(distances.argmin(0).tolist())) > 1, "no source is the best for all images"
     assert found.nearest.success.all()
-    assert found.nearest.gradient_evaluations.tolist() == [40 + 20 + 2 * len(FURTHER)] * 16
+    assert found.nearest.gradient_evaluations.tolist() == [40 + 20] * 16
     assert (found.nearest.first_success >= 1).all()
     # the rounding moves a pixel by up to half a level, so distances cannot differ by more than all pixels' together
     bound = 0.5 / LEVELS * images[0].numel() ** 0.5
@@ -195,32 +197,121 @@ def test_a_network_with_fake_quantizers_is_attacked_as_int8(rounded: tuple[Any, 
         victim = Victim.of(quantized)
     assert victim.is_artefact
     transfer = Victim.of(network).attack(images, labels, 20)[0].adversarials
-    found, sources = victim.attack(images, labels, 20, transfer=transfer)
+    found, sources = victim.attack(images, labels, 20, REFINEMENT, transfer=transfer)
     check(found, victim.network, images, labels)
     assert found.success.all()
     assert set(sources) == {"straight_through", "transfer", "refinement"}
-    assert found.gradient_evaluations.tolist() == [20 + REFINEMENT + 4] * len(images)
+    assert found.gradient_evaluations.tolist() == [20 + REFINEMENT] * len(images)
     assert not carlini_wagner_l2(victim.network, images, labels).success.any(), "INT8 has no gradient"
     assert (predict(victim.network, images) == predict(quantized, images)).all()
 
 
-def test_other_networks_are_attacked_as_they_are(rounded: tuple[Any, Any, Tensor, Tensor]) -> None:
+def of_few_bits(network: Any, images: Tensor) -> Any:
     from compresslens.quantization import learn_steps
 
-    network, _, images, labels = rounded
     few_bits: Any = in_pixels(TinyNetwork(8, dropout=0.0))
     few_bits.load_state_dict(network.state_dict())
     learn_steps(few_bits.eval(), [images], 8, 8)
-    for plain, refinement in ((network, 0), (few_bits, REFINEMENT)):
+    return few_bits
+
+
+def test_other_networks_are_attacked_as_they_are(rounded: tuple[Any, Any, Tensor, Tensor]) -> None:
+    network, _, images, labels = rounded
+    for plain in (network, of_few_bits(network, images)):
         victim = Victim.of(plain)
         assert victim.network is victim.differentiable is plain
-        found, sources = victim.attack(images, labels, 10)
+        found, sources = victim.attack(images, labels, 10, refine=3)
         assert sources == {}
         attacked = found.l2 > 0
-        assert (found.gradient_evaluations[attacked] == 10 + refinement).all()
+        assert (found.gradient_evaluations[attacked] == 13).all()
         assert attacked.sum() >= 10
-    found, _ = Victim.of(few_bits).attack(images, labels, 10, refine=3)
-    assert found.gradient_evaluations.max() == 13
+
+
+@pytest.mark.parametrize("kind", ["int8", "few bits"])
+@pytest.mark.parametrize(("refine", "spent"), [(None, 10 + REFINEMENT), (3, 13), (0, 10)])
+def test_both_of_a_pair_get_the_same_budget(
+    rounded: tuple[Any, Any, Tensor, Tensor], kind: str, refine: int | None, spent: int
+) -> None:
+    network, quantized, images, labels = rounded
+    model = quantized if kind == "int8" else of_few_bits(network, images)
+    pair = attack_pair(
+        images, labels, {"": Victim.of(model), "reference_": Victim.of(network)}, evaluations=10, refine=refine
+    )
+    right = predict(model, images) == labels  # else its twin has nothing to descend
+    assert right.sum() >= 10
+    assert pair.columns["cw_evaluations"][right.numpy()].tolist() == [spent] * int(right.sum())
+    assert pair.columns["reference_cw_evaluations"][right.numpy()].tolist() == [spent] * int(right.sum())
+
+
+def test_no_refinement_where_nothing_is_rounded() -> None:
+    network = trained()
+    plain, rounded = (Victim(network, network, value) for value in (False, True))
+    assert [refinement(None, victims) for victims in ([plain], [plain, plain])] == [0, 0]
+    assert [refinement(None, victims) for victims in ([plain, rounded], [rounded, plain])] == [REFINEMENT] * 2
+    assert [refinement(asked, [plain, rounded]) for asked in (0, 7)] == [0, 7]
+
+
+class Nowhere(nn.Module):
+    """Has no logits for bright images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.flatten(1).mean(1, keepdim=True) > 0.33
+        return torch.where(bright, torch.nan, self.network(images))
+
+
+class Tie(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), 10)
+
+
+def test_images_without_logits_are_not_attacked() -> None:
+    network = trained()
+    images, labels = correct(network, 16)
+    dark = images.flatten(1).mean(1) <= 0.33
+    assert 0 < dark.sum() < 16
+    victims = {"": Victim.of(Nowhere(network)), "reference_": Victim.of(network)}
+    pair = attack_pair(images, labels, victims, evaluations=1)
+    assert torch.equal(pair.attacked, dark)
+    assert len(pair.results[""]) == len(pair.results["reference_"]) == int(dark.sum())
+
+
+def test_what_is_right() -> None:
+    network = trained()
+    images, labels = correct(network, 16)
+    assert is_right(network, images, labels, chunk_size=5).all()
+    assert not is_right(network, images, (labels + 1) % 10).any()
+    assert not is_right(Tie(), images, torch.zeros_like(labels)).any()
+    assert is_right(network, images[:0], labels[:0]).tolist() == []
+    with pytest.raises(ValueError, match="labels go up to 10 but the network has 10 classes"):
+        is_right(network, images, torch.full_like(labels, 10))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_an_attack_costs_is_measured_in_turns(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that gets slower and slower, a network is not slower than itself."""
+    clock, order = 0.0, []
+
+    def attacked(network: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> AttackResult:
+        nonlocal clock
+        order.append(network)
+        clock += 10 + len(order)
+        return carlini_wagner_l2(network, images, labels, evaluations=1)
+
+    monkeypatch.setattr("compresslens.attacks.paired.carlini_wagner_l2", attacked)
+    monkeypatch.setattr("compresslens.attacks.paired.now", lambda device: clock)
+    model, reference = nn.Sequential(trained()), nn.Sequential(trained())
+    images, labels = correct(model, 6)
+    victims = {"": Victim.of(model), "reference_": Victim.of(reference)}
+    rows = torch.arange(6) < count
+    columns = attack_cost(images, labels, rows, victims, 32)
+    assert order == [model, reference, reference, model]
+    assert all(np.isnan(values).tolist() == (~rows).tolist() for values in columns.values())
+    ours, theirs = (np.nansum(columns[f"{prefix}cw_adam_seconds"]) for prefix in victims)
+    assert (ours, theirs) == ((25, 25) if count == 5 else (11, 12))
 
 
 def test_predictions_do_not_depend_on_the_batch() -> None:

@@ -44,10 +44,14 @@ def curved():
     return net, images, labels
 
 
-SOLVERS = [{"solver": "projection"}, {"solver": "adam"}]
+TANH = {"solver": "adam", "space": "tanh"}
+SOLVERS = [{"solver": "projection"}, {"solver": "adam"}, TANH]
 
 
-@pytest.mark.parametrize(("options", "within"), [({}, 1e-3), ({"evaluations": 8}, 1e-2), ({"solver": "adam"}, 2e-2)])
+@pytest.mark.parametrize(
+    ("options", "within"),
+    [({}, 1e-3), ({"evaluations": 8}, 1e-2), ({"solver": "adam"}, 2e-2), (TANH, 2e-2)],
+)
 def test_closed_form_of_a_linear_classifier(linear, options, within):
     net, images, labels, distances = linear
     result = carlini_wagner_l2(net, images, labels, **options)
@@ -118,6 +122,33 @@ def test_the_others_of_the_batch_do_not_matter(curved, options, count, chunk_siz
     part = carlini_wagner_l2(net, images[order], labels[order], chunk_size=chunk_size, **options)
     for name in ("adversarials", "success", "l2", "gradient_evaluations", "first_success"):
         assert torch.equal(getattr(whole, name)[order], getattr(part, name)), name
+
+
+class Rounded(nn.Module):
+    """Rounds its logits, and computes others in batches that are small: as CPU kernels do, if only by a last bit."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        logits = self.net(images) * 4
+        if len(images) < 16:
+            logits = logits.flip(1)
+        return logits + (logits.round() - logits).detach()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 16])
+def test_small_chunks_of_rounded_logits(curved, chunk_size):
+    """No forward pass is so small that the network computes in another way."""
+    torch.manual_seed(3)
+    network = Rounded(nn.Sequential(*curved[0][:-1], nn.Linear(288, 12)))  # more classes than the solver looks at
+    images = curved[1]
+    labels = network(images).argmax(1)
+    whole = carlini_wagner_l2(network, images, labels)
+    part = carlini_wagner_l2(network, images[:17], labels[:17], chunk_size=chunk_size)
+    for name in ("adversarials", "success", "l2", "gradient_evaluations", "first_success"):
+        assert torch.equal(getattr(whole, name)[:17], getattr(part, name)), name
 
 
 class Scaled(nn.Module):

@@ -11,15 +11,26 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from compresslens.attacks import AttackResult, Evaluation
 from compresslens.attacks.honesty import Check, Curve, panel
-from compresslens.attacks.honesty.check import skipped, success_curve
-from compresslens.attacks.honesty.consistency import ScaledLogits, scale_check, steps_check, unbounded_check
+from compresslens.attacks.honesty.check import graded_images, skipped, success_curve, worst
+from compresslens.attacks.honesty.consistency import (
+    ScaledLogits,
+    deterministic_check,
+    scale_check,
+    steps_check,
+    unbounded_check,
+)
 from compresslens.attacks.honesty.gradients import gradient_check, useless_gradients
-from compresslens.attacks.honesty.rivals import allowed_excess, noise_check, quartiles, rival_check, transfer_check
+from compresslens.attacks.honesty.rivals import (
+    TRANSFER_TO_ARTEFACT,
+    noise_check,
+    quartiles,
+    rival_check,
+    transfer_check,
+)
 from compresslens.attacks.honesty.rounding import rounding_check
 from compresslens.attacks.honesty.trace import Trace, best_point_check, descent_check
 from compresslens.reporting.honesty_figure import TITLES, draw_honesty
@@ -46,30 +57,65 @@ def verdict(check: Check) -> str:
 # Other attacks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("discordant", range(13))
-def test_excess_that_chance_allows(discordant: int) -> None:
-    likely = [wins for wins in range(discordant + 1) if binom.sf(wins - 1, discordant, 0.5) > 0.05]
-    assert allowed_excess(discordant) == max(2 * max(likely) - discordant, 0)
+@pytest.mark.parametrize(
+    ("hits", "count", "expected"),
+    [
+        (0, 1, "pass"),
+        (1, 1, "warn"),
+        (1, 16, "warn"),
+        (2, 16, "fail"),
+        (2, 39, "fail"),
+        (2, 40, "warn"),
+        (6, 128, "warn"),
+        (7, 128, "fail"),
+    ],
+)
+def test_a_single_image_condemns_nothing(hits: int, count: int, expected: str) -> None:
+    assert graded_images(hits, count) == expected
 
 
-def test_a_rival_that_wins_on_five_of_five_is_no_chance() -> None:
+def test_the_worst_verdict_counts() -> None:
+    assert worst("pass", "fail", "warn") == "fail"
+    assert worst("skipped", "pass") == "pass"
+
+
+def test_a_rival_that_is_nearer_on_some_images() -> None:
     white = found(*[1.0] * 15, *[INF] * 5)
     weak, strong = found(*[1.0] * 12, *[INF] * 8), found(*[1.0] * 20)
     assert verdict(rival_check("apgd", "APGD", white, [weak], [1.0])) == "pass"
-    lucky = found(*[1.0] * 19, INF)
+    lucky = found(*[1.0] * 16, *[INF] * 4)
     assert verdict(rival_check("apgd", "APGD", white, [lucky], [1.0])) == "warn"
     check = rival_check("apgd", "APGD", white, [weak, strong], [1.0, 1.0])
     assert verdict(check) == "fail"
     assert check.value == 5 / 20
-    assert check.threshold == 3 / 20
-    assert check.reason == "APGD fools 20 of 20 images within 1, the white-box attack 15"
+    assert check.threshold == 1 / 20
+    assert check.reason == (
+        "APGD is nearer than the white-box attack on 5 of 20 images; within 1 it fools 20, the white-box attack 15"
+    )
     assert check.curves[1] == Curve("APGD", (1.0, 1.0), (12 / 20, 1.0))
+
+
+def test_losses_elsewhere_do_not_make_up_for_partial_masking() -> None:
+    """Of 16 images gradients are masked on two; a rival of few queries finds these and few others."""
+    white = found(*[1.0] * 14, *[INF] * 2)
+    square = found(*[INF] * 14, *[1.5] * 2)
+    check = rival_check("black_box", "Square", white, [square], [1.5])
+    assert verdict(check) == "fail"
+    assert check.value == 2 / 16
+
+
+def test_what_is_found_at_different_radii_adds_up() -> None:
+    white = found(1.0, 3.0, 3.0, 3.0)
+    square = [found(INF, 2.0, INF, INF), found(INF, INF, 2.9, INF)]
+    assert verdict(rival_check("black_box", "Square", white, square, [2.0, 2.9])) == "fail"
+    assert verdict(rival_check("black_box", "Square", white, square[:1], [2.0])) == "warn"
 
 
 def test_a_rival_counts_within_its_radius_and_by_more_than_a_percent() -> None:
     white = found(*[1.005] * 10)
     assert verdict(rival_check("apgd", "APGD", white, [found(*[1.0] * 10)], [1.0])) == "pass"
     assert verdict(rival_check("apgd", "APGD", found(*[1.02] * 10), [found(*[1.0] * 10)], [1.0])) == "fail"
+    assert verdict(rival_check("apgd", "APGD", found(*[1.02] * 10), [found(*[0.9] * 10)], [2.0])) == "fail"
     assert verdict(rival_check("apgd", "APGD", found(*[1.02] * 10), [found(*[1.01] * 10)], [1.0])) == "pass"
 
 
@@ -98,7 +144,8 @@ def test_rivals_with_nothing_to_compare() -> None:
         ([INF, INF, INF], [1.0, 2.0, 3.0], "fail"),
         ([INF, INF, INF], [INF, INF, INF], "skipped"),
         ([*[0.1] * 30, 0.5], [*[1.0] * 30, 0.4], "warn"),
-        ([*[0.1] * 10, 0.5], [*[1.0] * 10, 0.4], "fail"),
+        ([*[0.1] * 10, 0.5], [*[1.0] * 10, 0.4], "warn"),
+        ([*[0.1] * 10, 0.5, 0.5], [*[1.0] * 10, 0.4, 0.4], "fail"),
     ],
 )
 def test_noise(white: list[float], noise: list[float], expected: str) -> None:
@@ -111,10 +158,14 @@ def test_transfer() -> None:
     assert verdict(transfer_check(white, found(INF, INF, INF))) == "skipped"
     assert verdict(transfer_check(white, found(1.1, 2.1, 3.1))) == "pass"
     assert verdict(transfer_check(white, found(0.5, 2.0, 3.0))) == "warn", "a third of the images, but not the median"
-    check = transfer_check(white, found(1.0, 1.9, 3.0))
+    assert verdict(transfer_check(white, found(1.0, 1.9, 3.0))) == "warn", "the median, but by a single image"
+    check = transfer_check(white, found(1.0, 1.9, 2.9))
     assert verdict(check) == "fail"
     assert check.value == pytest.approx(0.05)
     assert verdict(transfer_check(white, found(1.0, 1.985, 3.0))) == "pass"
+    assert verdict(transfer_check(white, found(1.0, 1.92, 2.9), TRANSFER_TO_ARTEFACT)) == "warn"
+    assert verdict(transfer_check(white, found(1.0, 1.92, 3.0), TRANSFER_TO_ARTEFACT)) == "pass"
+    assert verdict(transfer_check(white, found(1.0, 1.8, 2.9), TRANSFER_TO_ARTEFACT)) == "fail"
     assert verdict(transfer_check(found(INF, INF, INF), found(1.0, INF, 1.0))) == "fail"
 
 
@@ -148,6 +199,46 @@ def test_more_steps(longer: float, expected: str) -> None:
 def test_more_steps_without_success() -> None:
     assert verdict(steps_check(found(INF, INF), found(INF, INF))) == "skipped"
     assert verdict(steps_check(found(INF, INF), found(1.0, 1.0))) == "fail"
+
+
+def test_more_steps_on_single_images() -> None:
+    """Sixteen images of which the median ones do not change."""
+    white = found(*[1.0] * 12, *[3.0] * 4)
+    for odd, lost, gained in (([3.0], 0, 0), ([3.2], 1, 0), ([INF], 1, 0)):
+        check = steps_check(white, found(*[1.0] * 12, *[3.0] * 3, *odd))
+        assert verdict(check) == ("warn" if lost else "pass")
+        assert f"on {lost} of 16 images and fools {gained} more" in check.reason
+        assert verdict(steps_check(white, found(*[1.0] * 12, *[3.0] * 2, *odd * 2))) == ("fail" if lost else "pass")
+    assert verdict(steps_check(found(*[1.0] * 14, INF, 2.0), found(*[1.0] * 14, 3.0, 2.0))) == "warn"
+    check = steps_check(found(*[1.0] * 14, INF, INF), found(*[1.0] * 14, 3.0, 3.0))
+    assert verdict(check) == "fail"
+    assert "fools 2 more" in check.reason
+    assert verdict(steps_check(found(*[INF] * 16), found(*[INF] * 14, 1.0, 1.0))) == "fail"
+
+
+def test_the_scale_of_the_logits_and_single_images() -> None:
+    white = found(*[1.0] * 12, *[3.0] * 4)
+    for odd in (2.8, 3.2, INF):
+        one, two = (found(*[1.0] * 12, *[3.0] * (4 - k), *[odd] * k) for k in (1, 2))
+        assert verdict(scale_check(white, {0.01: white, 100.0: one})) == "warn"
+        check = scale_check(white, {0.01: two, 100.0: white})
+        assert verdict(check) == "fail"
+        assert check.reason.endswith("with the logits × 0.01; on 2 of 16 images it changes by more than 5%")
+    assert verdict(scale_check(white, {100.0: found(*[1.0] * 12, *[3.1] * 4)})) == "pass"
+    assert verdict(scale_check(found(*[INF] * 16), {100.0: found(*[INF] * 14, 1.0, 1.0)})) == "fail"
+
+
+def test_the_same_answer_twice() -> None:
+    logits = torch.tensor([[5.0, -100.0], [2.0, 1.0], [INF, 0.0], [0.0, 0.0]]).repeat(4, 1)
+    check = deterministic_check(logits, logits.clone())
+    assert verdict(check) == "pass"
+    assert (check.value, check.threshold) == (0, 0.05)
+    assert verdict(deterministic_check(logits, logits * (1 + 1e-6))) == "pass", "sums in another order"
+    noisy = logits.clone()
+    noisy[1, 1] += 1e-3
+    assert verdict(deterministic_check(logits, noisy)) == "warn"
+    noisy[5, 0] -= 1e-3
+    assert verdict(deterministic_check(logits, noisy)) == "fail"
 
 
 def test_an_attack_without_bound() -> None:
@@ -189,8 +280,11 @@ def test_the_margin_must_fall() -> None:
     assert verdict(check) == "pass"
     assert check.curves[0] == Curve("median over the images", (1.0, 2.0, 3.0), (1.0, 0.5, 0.5))
     flat = [(1, 0.0, 2.0, 1.0), (1, 0.5, 2.0, 1.0)]
-    assert verdict(descent_check(trace(*falling, *flat))) == "fail"
-    assert verdict(descent_check(trace((0, 0.0, 1.0, 1.0), (0, 0.1, math.nan, 1.0)))) == "fail"
+    assert verdict(descent_check(trace(*falling, *flat))) == "warn"
+    unknown = [(2, 0.0, 1.0, 1.0), (2, 0.1, math.nan, 1.0)]
+    check = descent_check(trace(*falling, *flat, *unknown))
+    assert verdict(check) == "fail"
+    assert check.value == 2 / 3
     assert verdict(descent_check(trace())) == "skipped"
 
 
@@ -198,23 +292,48 @@ def test_the_best_point_must_be_returned() -> None:
     course = trace((0, 0.0, 1.0, 1.0), (0, 0.5, -1.0, 1.0), (0, 0.4, -0.1, 1.0), (0, 0.1, 0.1, 1.0), (1, 0.2, 0.0, 1.0))
     assert verdict(best_point_check(course, found(0.4, INF))) == "pass"
     assert verdict(best_point_check(course, found(0.3, 0.1))) == "pass", "found elsewhere"
-    check = best_point_check(course, found(0.5, INF))
-    assert verdict(check) == "fail"
-    assert check.value == 0.5
-    assert verdict(best_point_check(course, found(INF, INF))) == "fail", "silent success"
+    for moved in (0.4 * 1.01, 0.5, INF):
+        assert verdict(best_point_check(course, found(moved, INF))) == "warn", "a single image"
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [
+        (1.0, "pass"),
+        (1.0005, "pass"),
+        (1.0012, "warn"),
+        (1.01, "warn"),
+        (1.0105, "warn"),
+        (1.02, "fail"),
+        (INF, "fail"),
+    ],
+)
+def test_points_that_are_moved_on_for_the_last_check(factor: float, expected: str) -> None:
+    course = trace(*((sample, 0.5, -1.0, 1.0) for sample in range(3)))
+    check = best_point_check(course, found(*[0.5 * factor] * 3))
+    assert verdict(check) == expected
+    assert check.value == (expected == "fail")
+
+
+def test_no_best_point() -> None:
     assert verdict(best_point_check(trace((0, 0.1, 1.0, 1.0)), found(INF))) == "skipped"
     assert verdict(best_point_check(trace(), found(0.0))) == "skipped"
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-30, math.nan, INF])
 def test_useless_gradients_of_the_attack(norm: float) -> None:
-    clean = torch.zeros(2, dtype=torch.bool)
-    assert verdict(gradient_check(clean, trace(*[(0, 0.1, 1.0, 1.0)] * 3))) == "pass"
-    assert verdict(gradient_check(clean, trace(*[(0, 0.1, 1.0, 1.0)] * 30, (0, 0.1, 1.0, norm)))) == "warn"
-    check = gradient_check(clean, trace(*[(0, 0.1, 1.0, 1.0)] * 3, (0, 0.1, 1.0, norm)))
+    clean = torch.zeros(4, dtype=torch.bool)
+    good = [(sample, 0.1, 1.0, 1.0) for sample in range(4)]
+    bad = [(sample, 0.1, 1.0, norm) for sample in range(4)]
+    assert verdict(gradient_check(clean, trace(*good * 3))) == "pass"
+    assert verdict(gradient_check(clean, trace(*good * 30, *bad))) == "warn", "few of each image"
+    assert verdict(gradient_check(clean, trace(*good * 3, bad[0]))) == "warn", "many of one image"
+    check = gradient_check(clean, trace(*good * 3, *bad[:2]))
     assert verdict(check) == "fail"
-    assert check.value == 0.25
-    assert verdict(gradient_check(torch.tensor([True, False]), trace((0, 0.1, 1.0, 1.0)))) == "fail"
+    assert check.value == 0.5
+    assert verdict(gradient_check(torch.tensor([True, False]), trace(good[0]))) == "warn"
+    assert verdict(gradient_check(torch.tensor([True, False, True]), trace(good[0]))) == "fail"
+    assert verdict(gradient_check(torch.tensor([True, False, False]), trace(*good[:3], bad[1]))) == "fail"
 
 
 class Mixed(nn.Module):
@@ -293,6 +412,8 @@ def test_what_rounding_destroys() -> None:
     check = rounding_check(OffGrid(), images, labels, white)
     assert verdict(check) == "fail"
     assert check.value == 0
+    one = AttackResult(*(value[:1] for value in vars(white).values()))
+    assert verdict(rounding_check(OffGrid(), images[:1], labels[:1], one)) == "warn", "a single image"
     assert verdict(rounding_check(OffGrid(), images[:2], labels[:2], found(INF, 0.0))) == "skipped"
 
 
@@ -305,7 +426,7 @@ def check(name: str, outcome: Any) -> Check:
 
 def test_any_failure_makes_it_unreliable() -> None:
     good = [check(name, "pass") for name in TITLES]
-    assert panel(good) == ("ok", "no sign of masked gradients: 11 of 11 checks passed")
+    assert panel(good) == ("ok", "no sign of masked gradients: 12 of 12 checks passed")
     for number, name in enumerate(TITLES):
         word, text = panel([*good[:number], check(name, "fail"), *good[number + 1 :]])
         assert word == "unreliable"

@@ -227,6 +227,8 @@ def test_what_an_attack_cannot_do() -> None:
     wide = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
     with pytest.raises(UserError, match="Square cannot do L2 on images of 12×12: its tiles do not fit"):
         torchattacks_attack(wide, torch.rand(4, 1, 12, 12), labels % 3, "Square", eps=1.0)
+    with pytest.raises(ValueError, match="labels go up to 10 but the network has 10 classes"):
+        torchattacks_attack(trained(), images, torch.full_like(labels, 10), "APGD", eps=1.0)
     with pytest.raises(ValueError, match="attacks need pixels in \\[0, 1\\]"):
         torchattacks_attack(trained(), images * 255, labels, "APGD", eps=1.0)
 

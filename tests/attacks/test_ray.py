@@ -51,6 +51,14 @@ def test_a_misclassified_image_is_a_success_at_distance_zero(linear):
     assert result.l2.tolist() == [0.0] * 20
 
 
+def test_classes_that_the_network_does_not_have_are_refused(linear):
+    net, images, labels = linear
+    with pytest.raises(ValueError, match="labels go up to 3 but the network has 3 classes"):
+        ray_search(net, images, torch.full_like(labels, 3), images)
+    with pytest.raises(ValueError, match="targets go up to 7 but the network has 3 classes"):
+        ray_search(net, images, labels, images, targets=torch.full_like(labels, 7))
+
+
 def test_other_shapes_are_refused(linear):
     net, images, labels = linear
     with pytest.raises(ValueError, match="directions have shape"):

@@ -115,6 +115,7 @@ def test_against_a_plain_loop(tmp_path: Path, what: str, part: str) -> None:
     ratio = float(np.exp(np.log(model.l2 / reference.l2).mean()))
     assert details["harder"]["distance_ratio"] == pytest.approx(ratio)
     assert details["slower"] is None
+    assert details["settings"]["refine"] == 0
     assert details["notes"] == []
     assert written["split"] == part
     for name in ("carlini_wagner_examples", "carlini_wagner_success"):
@@ -222,6 +223,7 @@ def test_a_network_with_fake_quantizers_is_attacked_as_int8(tmp_path: Path) -> N
     before = copy.deepcopy(module.model.state_dict())
     written = run(tmp_path, module)
     details = written["details"]["carlini_wagner"]
+    assert details["settings"]["refine"] == 60
     assert details["artefact"]["agreement"] > 0.95
     assert details["artefact"]["images"] == 43
     medians = details["artefact"]["median_l2"]
@@ -237,6 +239,9 @@ def test_a_network_with_fake_quantizers_is_attacked_as_int8(tmp_path: Path) -> N
     right = (classified(artefact, images) == labels) & (classified(trained(8), images) == labels)
     assert samples["cw_attacked"].tolist() == right.tolist()
     assert samples.loc[samples["cw_attacked"], "cw_l2"].max() < np.inf
+    evaluations = samples.loc[samples["cw_attacked"] & (samples["cw_l2_straight_through"] > 0)]
+    assert evaluations["reference_cw_evaluations"].eq(6 + 60).all(), "the same budget for both"
+    assert evaluations["cw_evaluations"].median() == 6 + 60
     by_source = samples[["cw_l2_straight_through", "cw_l2_transfer", "cw_l2_refinement"]].min(axis=1)
     assert samples["cw_l2"].dropna().tolist() == by_source.dropna().tolist()
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from callbacks import Honesty, Results
-from callbacks.honesty import is_right, masking
+from callbacks import CarliniWagner, Honesty, Results
+from callbacks.honesty import masking
 from compresslens.attacks.honesty import Check
-from compresslens.attacks.victim import Victim
+from compresslens.attacks.victim import Victim, is_right
 from compresslens.errors import UserError
 from compresslens.reporting.honesty_figure import TITLES
 from datamodules.selection import balanced_indices
@@ -88,10 +88,11 @@ def test_at_the_end_of_a_test_or_validation(tmp_path: Path, what: str, part: Any
     assert outcomes[list(TITLES).index("black_box")] == "skipped", "torchattacks' Square cannot do 12×12"
     assert outcomes[list(TITLES).index("transfer")] != "skipped"
     metric = found["metrics"]["robustness/masking"]
-    assert metric == {"value": outcomes.count("fail"), "n": 10, "ci95": None, "reference": None}
+    assert metric == {"value": outcomes.count("fail"), "n": 11, "ci95": None, "reference": None}
     assert details["verdict"] == ("unreliable" if "fail" in outcomes else "ok")
     assert found["verdicts"] == {"robustness": details["text"]}
-    assert details["budgets"]["refine"] == 0
+    budgets = {name: SMALL[name] for name in ("evaluations", "directions", "queries", "apgd_steps")}
+    assert details["budgets"] == {**budgets, "refine": 0}
     assert imread(tmp_path / "figures" / "honesty.png").shape[1] > 1500
     assert found["wall_seconds"]["honesty"] > 0
 
@@ -173,12 +174,45 @@ def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> N
         Honesty(**options)
 
 
-def test_rounded_activations_get_a_refinement() -> None:
+@pytest.mark.parametrize(
+    ("options", "attack", "expected"),
+    [
+        ({}, None, (40, 0)),
+        ({}, {}, (40, 0)),
+        ({}, {"evaluations": 30}, (30, 0)),
+        ({}, {"evaluations": 30, "refine": 5}, (30, 5)),
+        ({"evaluations": 7}, {"evaluations": 30, "refine": 5}, (7, 5)),
+        ({"refine": 0}, {"evaluations": 30, "refine": 5}, (30, 0)),
+        ({"evaluations": 7, "refine": 3}, None, (7, 3)),
+    ],
+)
+def test_the_attack_in_question_is_the_one_that_is_run(
+    tmp_path: Path, options: dict[str, int], attack: dict[str, int] | None, expected: tuple[int, int]
+) -> None:
+    callbacks = [] if attack is None else [CarliniWagner(**attack)]
+    loop = trainer(tmp_path, [Honesty(**options), *callbacks, Results()])
     network = TinyNetwork()
     plain, rounded = (Victim(network, network, value) for value in (False, True))
-    assert [Honesty()._refine(victim) for victim in (plain, rounded)] == [0, 60]
-    assert [Honesty(refine=7)._refine(victim) for victim in (plain, rounded)] == [7, 7]
-    assert Honesty(refine=0)._refine(rounded) == 0
+    budget = Honesty(**options)._attack(loop, [plain])
+    assert budget == {"evaluations": expected[0], "refine": expected[1]}
+    asked = options.get("refine", (attack or {}).get("refine"))
+    for victims in ([rounded, plain], [plain, rounded]):
+        assert Honesty(**options)._attack(loop, victims)["refine"] == (60 if asked is None else asked)
+
+
+def test_its_budget_is_in_the_results(tmp_path: Path) -> None:
+    attack = CarliniWagner(samples=5, evaluations=3, refine=2, cost_samples=0)
+    small = {name: value for name, value in SMALL.items() if name != "evaluations"}
+    loop = trainer(tmp_path, [attack, Honesty(**small), Results()])
+    loop.test(module(fitted(0)), datamodule=NoiseData(), verbose=False)
+    budgets = results(tmp_path)["details"]["honesty"]["budgets"]
+    assert (budgets["evaluations"], budgets["refine"]) == (3, 2)
+
+
+def test_weights_of_low_precision_are_refused_at_once(tmp_path: Path) -> None:
+    loop = trainer(tmp_path, [Honesty(**SMALL), Results()], precision="bf16-true")
+    with pytest.raises(UserError, match=r"Honesty needs weights in float32: set trainer\.precision to 32-true"):
+        loop.test(module(fitted(0)), datamodule=NoiseData(), verbose=False)
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ from compresslens.reporting.metric import finite
 AXES = ("L2 distance", "share of images fooled")  # of success curves
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
+SEVERITY: tuple[Verdict, ...] = ("skipped", "pass", "warn", "fail")
+
+SHARE, LEAST = 0.05, 2  # a check fails on more than this share of the images, if these are at least so many
 
 
 class Curve(NamedTuple):
@@ -69,6 +72,16 @@ def skipped(name: str, reason: str, curves: tuple[Curve, ...] = ()) -> Check:
 def graded(value: float, warn: float, fail: float) -> Verdict:
     """The verdict on a value that should be small: beyond `fail`, beyond `warn`, or neither."""
     return "fail" if value > fail else "warn" if value > warn else "pass"
+
+
+def graded_images(hits: int, count: int) -> Verdict:
+    """The verdict where `hits` of `count` images show what none should: a single one condemns no network."""
+    return "fail" if hits >= LEAST and hits > SHARE * count else "warn" if hits else "pass"
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """The most severe of some verdicts."""
+    return max(verdicts, key=SEVERITY.index)
 
 
 def median(l2: Tensor) -> float:

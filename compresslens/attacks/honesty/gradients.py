@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compresslens.attacks.honesty.check import Check, Curve, graded
+from compresslens.attacks.honesty.check import SHARE, Check, Curve, graded_images, worst
 from compresslens.attacks.honesty.trace import Trace, is_useless, useless_curve
 from compresslens.attacks.margin import margin
 from compresslens.attacks.search import forward_rows
 from compresslens.networks.modes import input_gradients
 
-USELESS = 0.05  # greatest share of gradients that may be zero or not a number
+USELESS = 0.05  # greatest share of an image's gradients during the attack that may be zero or not a number
 
 
 def gradient_check(clean: Tensor, trace: Trace) -> Check:
-    """Share of gradients that are zero or not numbers, at the images and during the attack; the larger one counts.
+    """Share of images whose gradient is zero or not a number, or many of those that the attack takes on its way are.
 
     Zero gradients come from thresholds, rounding and saturated activations (Athalye et al. 2018,
     arXiv:1802.00420: shattered and vanishing gradients).
@@ -24,13 +25,17 @@ def gradient_check(clean: Tensor, trace: Trace) -> Check:
         clean: N bool, from :func:`useless_gradients`.
         trace: of the attack.
     """
+    count = len(clean)
     at_images = float(clean.double().mean())
     during = float(trace.useless.mean()) if len(trace) else 0.0
-    value = max(at_images, during)
+    taken = np.bincount(trace.samples, minlength=count)
+    useless = np.bincount(trace.samples, trace.useless, minlength=count)
+    hits = int((clean.cpu().numpy() | (useless > USELESS * taken)).sum())
     reason = f"{at_images:.0%} of the gradients at the images and {during:.0%} during the attack are zero or NaN"
     curves = (Curve("at the images", (0.0,), (at_images,)), useless_curve(trace))
     labels = ("progress of the attack", "share of useless gradients")
-    return Check("gradients", graded(value, 0, USELESS), value, USELESS, reason, curves, *labels)
+    verdict = worst(graded_images(hits, count), "warn" if during else "pass")
+    return Check("gradients", verdict, hits / count, SHARE, reason, curves, *labels)
 
 
 def useless_gradients(network: nn.Module, images: Tensor, labels: Tensor, chunk_size: int = 64) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from compresslens.attacks.honesty.check import Check
 
-OF_GRADIENTS = ("black_box", "noise", "transfer", "gradients", "unbounded", "descent")
+OF_GRADIENTS = ("deterministic", "black_box", "noise", "transfer", "gradients", "unbounded", "descent")
 
 
 def panel(checks: Sequence[Check]) -> tuple[Literal["ok", "unreliable"], str]:

@@ -10,26 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from compresslens.attacks.honesty.check import AXES, Check, Curve, Verdict, graded, median, skipped, success_curve
+from compresslens.attacks.honesty.check import (
+    AXES,
+    LEAST,
+    SHARE,
+    Check,
+    Curve,
+    Verdict,
+    graded_images,
+    median,
+    skipped,
+    success_curve,
+    worst,
+)
 from compresslens.attacks.result import AttackResult
 
-LEVEL = 0.05  # of the sign test
-SAME = 0.01  # a distance that is longer by less is not a defeat
+SAME = 0.01  # a distance that is shorter by less is not nearer
 NOISE_RATIO = (1.5, 2.0)  # least median distance of noise, as a multiple of the attack's: fail, warn
-NOISE_SHARE = 0.05  # greatest share of images on which noise may be nearer
-TRANSFER_GAIN = 0.01  # greatest gain in the median distance
-TRANSFER_SHARE = 0.1  # share of images that is worth a warning
+TRANSFER = (0.01, 0.1)  # greatest gain in the median distance; share of images that is worth a warning
+TRANSFER_TO_ARTEFACT = (0.05, 0.5)  # the reference may be the same but for the rounding, its perturbations as good
 
 
 def rival_check(
     name: str, rival: str, white: AttackResult, results: Sequence[AttackResult], radii: Sequence[float]
 ) -> Check:
-    """Within each radius the white-box attack must fool at least as many images as another attack.
+    """Another attack, run within some radii, must not find what is nearer than the white-box attack's.
 
-    The same images were attacked by both, so those count that only one of them fools: a sign test (McNemar 1947, in its
-    exact form) says how many more the other one may win by chance.
+    That the white-box attack wins on other images is no excuse: gradients may be masked on some of them only.
 
     Args:
         name: of the check.
@@ -41,34 +51,28 @@ def rival_check(
     if not radii:
         return skipped(name, "no attack found anything to take a radius from")
     count = len(white)
-    worst = (-math.inf, 0.0, 0.0, 0, 0, 0.0)
-    shares = []
+    nearer = torch.zeros_like(white.success)
+    theirs, ours = [], []
     for radius, result in zip(radii, results, strict=True):
-        theirs = result.success & (result.l2 <= radius * (1 + 1e-5))
-        wins = int((theirs & (white.l2 > result.l2 * (1 + SAME)) & (white.l2 > radius)).sum())
-        losses = int((~theirs & (white.l2 <= radius)).sum())
-        slack = allowed_excess(wins + losses) / count
-        excess = (wins - losses) / count
-        worst = max(worst, (excess - slack, excess, slack, int(theirs.sum()), int((white.l2 <= radius).sum()), radius))
-        shares.append(int(theirs.sum()) / count)
-    curves = (success_curve("white-box", white.l2), Curve(rival, tuple(radii), tuple(shares)))
-    if max(shares) == 0 and not white.success.any():
+        within = result.success & (result.l2 <= radius * (1 + 1e-5))
+        nearer |= within & is_nearer(result.l2, white.l2)
+        theirs.append(int(within.sum()))
+        ours.append(int((white.l2 <= radius).sum()))
+    curves = (success_curve("white-box", white.l2), Curve(rival, tuple(radii), tuple(k / count for k in theirs)))
+    if max(theirs) == 0 and not white.success.any():
         return skipped(name, f"neither {rival} nor the white-box attack fools a single image", curves)
-    _, excess, slack, theirs_count, ours_count, radius = worst
-    reason = f"{rival} fools {theirs_count} of {count} images within {radius:.3g}, the white-box attack {ours_count}"
-    return Check(name, graded(excess, 0, slack), excess, slack, reason, curves, *AXES)
+    hits = int(nearer.sum())
+    at = max(range(len(radii)), key=lambda k: theirs[k] - ours[k])
+    reason = (
+        f"{rival} is nearer than the white-box attack on {hits} of {count} images; within {radii[at]:.3g} it fools "
+        f"{theirs[at]}, the white-box attack {ours[at]}"
+    )
+    return Check(name, graded_images(hits, count), hits / count, SHARE, reason, curves, *AXES)
 
 
-def allowed_excess(discordant: int, level: float = LEVEL) -> int:
-    """The largest surplus of wins over losses, of so many in all, that equal attacks reach with more than `level`."""
-    total = 2**discordant
-    tail, wins = 0, discordant
-    while 2 * wins >= discordant:
-        tail += math.comb(discordant, wins)
-        if tail > level * total:
-            return 2 * wins - discordant
-        wins -= 1
-    return 0
+def is_nearer(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Where a distance is clearly less than another (N bool)."""
+    return theirs < ours * (1 - SAME)
 
 
 def noise_check(white: AttackResult, noise: AttackResult) -> Check:
@@ -80,26 +84,26 @@ def noise_check(white: AttackResult, noise: AttackResult) -> Check:
     """
     curves = (success_curve("white-box", white.l2), success_curve("Gaussian noise", noise.l2))
     ours, theirs = median(white.l2), median(noise.l2)
-    nearer = float((noise.l2 < white.l2 * (1 - SAME)).double().mean())
-    if math.isinf(ours) and math.isinf(theirs) and nearer <= NOISE_SHARE:
+    nearer = int(is_nearer(noise.l2, white.l2).sum())
+    on_images = graded_images(nearer, len(white))
+    if math.isinf(ours) and math.isinf(theirs) and on_images != "fail":
         return skipped("noise", "neither noise nor the white-box attack fools half of the images", curves)
     ratio = 0.0 if math.isinf(ours) else math.inf if ours == 0 else theirs / ours
-    failed = nearer > NOISE_SHARE or ratio < NOISE_RATIO[0]
-    doubtful = nearer > 0 or ratio < NOISE_RATIO[1]
+    in_median: Verdict = "fail" if ratio < NOISE_RATIO[0] else "warn" if ratio < NOISE_RATIO[1] else "pass"
     reason = (
         f"Gaussian noise has a median distance of {theirs:.3g}, the white-box attack of {ours:.3g}; noise is nearer on "
-        f"{nearer:.0%} of the images"
+        f"{nearer} of {len(white)} images"
     )
-    verdict: Verdict = "fail" if failed else "warn" if doubtful else "pass"
-    return Check("noise", verdict, ratio, NOISE_RATIO[0], reason, curves, *AXES)
+    return Check("noise", worst(on_images, in_median), ratio, NOISE_RATIO[0], reason, curves, *AXES)
 
 
-def transfer_check(white: AttackResult, transfer: AttackResult | None) -> Check:
+def transfer_check(white: AttackResult, transfer: AttackResult | None, limits: tuple[float, float] = TRANSFER) -> Check:
     """What fools the reference, taken as a direction, must not lead to nearer adversarials than the white-box attack.
 
     Args:
-        white: of N images.
+        white: of N images, without the help of the reference.
         transfer: nearest adversarial of each image along the reference's perturbation; None: there is no reference.
+        limits: gain in the median distance beyond which the check fails; share of images that is worth a warning.
     """
     if transfer is None:
         return skipped("transfer", "there is no reference network")
@@ -107,13 +111,15 @@ def transfer_check(white: AttackResult, transfer: AttackResult | None) -> Check:
     if not transfer.success.any():
         return skipped("transfer", "no perturbation of the reference network fools this one in its direction", curves)
     ours, together = median(white.l2), median(white.l2.minimum(transfer.l2))
-    share = float((transfer.l2 < white.l2 * (1 - SAME)).double().mean())
+    nearer = int(is_nearer(transfer.l2, white.l2).sum())
     gain = 0.0 if math.isinf(together) or ours == 0 else 1 - together / ours
-    verdict: Verdict = "fail" if gain > TRANSFER_GAIN else "warn" if share > TRANSFER_SHARE else "pass"
+    doubtful = gain > limits[0] or nearer > limits[1] * len(white)
+    verdict: Verdict = "fail" if gain > limits[0] and nearer >= LEAST else "warn" if doubtful else "pass"
     reason = (
-        f"the reference's perturbations shorten the median distance by {gain:.1%} and win on {share:.0%} of the images"
+        f"the reference's perturbations shorten the median distance by {gain:.1%} and win on {nearer} of {len(white)} "
+        "images"
     )
-    return Check("transfer", verdict, gain, TRANSFER_GAIN, reason, curves, *AXES)
+    return Check("transfer", verdict, gain, limits[0], reason, curves, *AXES)
 
 
 def quartiles(l2: Tensor) -> list[float]:

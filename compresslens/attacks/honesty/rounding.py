@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compresslens.attacks.honesty.check import Check, Curve, Verdict, skipped
+from compresslens.attacks.honesty.check import LEAST, Check, Curve, Verdict, skipped
 from compresslens.attacks.margin import is_adversarial, margin
 from compresslens.attacks.result import AttackResult
 from compresslens.attacks.search import logits_in_chunks
@@ -47,7 +47,8 @@ def rounding_check(network: nn.Module, images: Tensor, labels: Tensor, white: At
             still |= _fooled(network, torch.floor(points * LEVELS + noise).clamp_max(LEVELS) / LEVELS, labels)
         survived.append(float(still.double().mean()))
     value = survived[BEYOND.index(JUDGED)]
-    verdict: Verdict = "fail" if value < SURVIVING[0] else "warn" if value < SURVIVING[1] else "pass"
+    failed = value < SURVIVING[0] and round((1 - value) * len(rows)) >= LEAST
+    verdict: Verdict = "fail" if failed else "warn" if value < SURVIVING[1] else "pass"
     reason = f"{value:.0%} of the adversarials survive rounding to 8 bits, {JUDGED:.0%} beyond the least distance"
     curves = (Curve("nearest", BEYOND, tuple(nearest)), Curve("nearest or dithered", BEYOND, tuple(survived)))
     labels_of_axes = ("distance beyond the least, relative", "share still adversarial")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresslens.attacks.checks import check_images, check_labels, check_logits
-from compresslens.attacks.margin import is_adversarial, margin
+from compresslens.attacks.checks import check_classes, check_images, check_labels, check_logits
+from compresslens.attacks.margin import margin
 from compresslens.attacks.peers import torchattacks_attack
 from compresslens.attacks.ray import ray_search
 from compresslens.attacks.result import AttackResult, least_distance
@@ -37,7 +37,8 @@ def right_ones(network: nn.Module, images: Tensor, labels: Tensor, chunk_size: i
         return images, labels
     logits = logits_in_chunks(network, images, chunk_size)
     check_logits(logits, torch.arange(len(images), device=images.device))
-    right = ~is_adversarial(margin(logits, labels))
+    check_classes("labels", labels, logits)
+    right = margin(logits, labels) > 0
     return images[right], labels[right]
 
 
