@@ -227,8 +227,17 @@ def test_two_studies_do_not_train_the_same(two_configs, tmp_path, fake_training,
     assert {seed for _, seed in trained()} == {5}
 
 
+@pytest.fixture
+def heard():
+    """No signal is ignored, as it is where the tests run under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_training_too(number, two_configs, tmp_path, monkeypatch, capsys):
+def test_a_signal_ends_the_training_too(number, two_configs, tmp_path, monkeypatch, capsys, heard):
     said = tmp_path / "pid"
     script = f"import os, time; open({str(said)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     monkeypatch.setattr(study_local, "command", lambda *given: [sys.executable, "-c", script])
