@@ -79,6 +79,7 @@ def test_a_study_without_failures(cluster, trainings, submit, tmp_path):
     assert len(cluster.scripts()) == 4, "nothing is left to train: the report is made here"
 
 
+@pytest.mark.slow
 def test_a_failure_ends_what_requires_it_and_is_named(cluster, trainings, submit, tmp_path):
     trainings.failing.add(("base", 3))
     assert submit() == 0

@@ -114,6 +114,7 @@ def test_own_folder_of_images(examples: Path) -> None:
     assert results("flowers_validate")["metrics"]["cam/pointing_game"]["n"] > 0
 
 
+@pytest.mark.slow
 def test_own_model(examples: Path) -> None:
     """It is trained, and what required it finds its weights."""
     answer = run("--config", "./small_net.yaml", *LITTLE)
