@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,15 @@ def command(job: Job, options: Sequence[str], resume: bool) -> list[str]:
         return [*call, "--resume"]
     seeds = [f"--{key}={job.seed}" for key in ("seed_everything", "model.seed", "data.seed")]
     return [*call, *seeds, *options]
+
+
+def environment(at_a_time: int) -> dict[str, str]:
+    """Of a training: with its share of the cores, since threads of several that wait for each other collapse."""
+    shared = undistributed_environment()
+    if at_a_time > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shared.setdefault("OMP_NUM_THREADS", str(max(1, cores // at_a_time)))
+    return shared
 
 
 def execute(jobs: Sequence[Job], options: Sequence[str], at_a_time: int) -> dict[tuple[str, int], str]:
@@ -57,7 +67,7 @@ def execute(jobs: Sequence[Job], options: Sequence[str], at_a_time: int) -> dict
                     waiting.remove(job)
                     resume = job.begun
                     print(f"study: {job}: {'continuing' if resume else 'starting'}", flush=True)
-                    process = subprocess.Popen(command(job, options, resume), env=undistributed_environment())
+                    process = subprocess.Popen(command(job, options, resume), env=environment(at_a_time))
                     running[job.key] = (job, process, time.monotonic())
             if running:
                 time.sleep(POLL_SECONDS)

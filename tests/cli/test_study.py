@@ -258,6 +258,15 @@ def test_a_signal_ends_the_training_too(number, two_configs, tmp_path, monkeypat
         pass  # nobody holds the folders any more
 
 
+def test_trainings_side_by_side_share_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(study_local.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert "OMP_NUM_THREADS" not in study_local.environment(1)
+    assert [study_local.environment(jobs)["OMP_NUM_THREADS"] for jobs in (2, 3, 20)] == ["4", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert study_local.environment(2)["OMP_NUM_THREADS"] == "5"
+
+
 def test_time_to_go_is_that_of_the_longest_chain(two_configs, tmp_path):
     jobs = plan(read_study(two_configs), tmp_path)[:3]  # prune requires base, qat nothing
     seconds = {jobs[0].key: 100.0, jobs[1].key: 30.0, jobs[2].key: 110.0}
