@@ -17,7 +17,7 @@ Choice = Literal["none", "samples", "all"]
 
 
 def log_outputs(run: Any, folder: Path, choice: Choice) -> None:
-    """Logs what a run has made: `<name>-samples`, and for "all" `<name>-checkpoint` and `<name>-model`.
+    """Logs what a run has made: `<name>-samples`, `<name>-pages`, and for "all" `<name>-checkpoint` and `<name>-model`.
 
     The name is that of the experiment, so that its runs are the versions of one artifact.
 
@@ -31,7 +31,7 @@ def log_outputs(run: Any, folder: Path, choice: Choice) -> None:
     """
     if choice == "none":
         return
-    contents = {"samples": [folder / "samples.parquet"]}
+    contents = {"samples": [folder / "samples.parquet"], "pages": sorted((folder / "figures").glob("*.html"))}
     if choice == "all":
         contents["checkpoint"] = [folder / "checkpoints" / "best.ckpt"]
         contents["model"] = sorted((folder / "model").rglob("*"))

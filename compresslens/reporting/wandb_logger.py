@@ -46,7 +46,7 @@ class OfflineFirstWandbLogger(WandbLogger):
         group: W&B group; None: the experiment.
         job_type: W&B job type; None: the method.
         tags: W&B tags, in addition.
-        artifacts: what is logged as W&B artifacts: "none"; "samples": `samples.parquet`; "all": also the best
+        artifacts: what is logged as W&B artifacts: "none"; "samples": `samples.parquet` and pages; "all": also the best
             checkpoint, the files in `model/`, and the lineage. Until they are uploaded they are links in
             `wandb/artifacts/`, no copies.
         media_budget: bytes of pictures and pages that a run may log; what is over is left out.

@@ -36,6 +36,9 @@ def make_run(name: str, weights: str | None = None) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(f"{path} of {name}")
     (folder / "samples.parquet").write_text(f"samples of {name}")
+    (folder / "figures").mkdir()
+    for figure in ("tsne.html", "tsne.png"):
+        (folder / "figures" / figure).write_text(f"{figure} of {name}")
     arguments = (
         f"{{network: {{init_args: {{architecture: resnet18}}}}, teacher: {{init_args: {{weights: {weights}}}}}}}"
     )
@@ -69,13 +72,16 @@ def test_outputs_are_logged_without_a_copy_or_an_absolute_path(home: Path, tmp_p
         "student-checkpoint": "checkpoint",
         "student-model": "model",
         "student-samples": "samples",
+        "student-pages": "pages",
     }
     assert {tuple(entries(record)) for record in found.values()} == {
         ("best.ckpt",),
         ("int8/model.onnx", "model.onnx"),
         ("samples.parquet",),
+        ("tsne.html",),
     }
     sources = {"best.ckpt": folder / "checkpoints/best.ckpt", "samples.parquet": folder / "samples.parquet"}
+    sources["tsne.html"] = folder / "figures/tsne.html"
     for record in found.values():
         assert not is_used(record)
         assert set(record["aliases"]) == {"latest", STAMP}
@@ -105,8 +111,8 @@ def test_a_student_uses_the_checkpoint_that_its_teacher_has_logged() -> None:
     ("choice", "names"),
     [
         ("none", set()),
-        ("samples", {"student-samples"}),
-        ("all", {"student-samples", "student-checkpoint", "teacher-checkpoint"}),
+        ("samples", {"student-samples", "student-pages"}),
+        ("all", {"student-samples", "student-pages", "student-checkpoint", "teacher-checkpoint"}),
     ],
 )
 def test_the_user_chooses_and_what_is_missing_is_left_out(choice: str, names: set[str]) -> None:
@@ -196,14 +202,14 @@ def test_a_synchronized_run_has_its_artifacts_and_lineage_and_keeps_its_files() 
     server.shutdown()
 
     found = {name: artifact for (_, name, _), artifact in server.artifacts.items()}
-    assert len(found) == len(server.artifacts) == 6
+    assert len(found) == len(server.artifacts) == 8
     assert {artifact["state"] for artifact in found.values()} == {"COMMITTED"}
     for name, artifact in found.items():
         assert artifact["made_by"] == ids[name.partition("-")[0]]
         assert artifact["used_by"] == ([ids["student"]] if name == "teacher-checkpoint" else [])
     content = {path: text for path, text in server.uploads.items() if path.startswith("/artifact/")}
     assert content[f"/artifact/{found['teacher-checkpoint']['id']}/best.ckpt"] == b"checkpoints/best.ckpt of teacher"
-    assert len(content) == 8
+    assert len(content) == 10
     for text in server.uploads.values():
         assert str(Path.home()).encode() not in text
     for folder in (teacher, student):
