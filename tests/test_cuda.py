@@ -56,7 +56,7 @@ def predicted(network: nn.Module, images: Tensor) -> Tensor:
         return network(images).argmax(1)
 
 
-def same(found: Tensor, expected: Tensor) -> None:
+def assert_same(found: Tensor, expected: Tensor) -> None:
     assert found.device.type == DEVICE
     torch.testing.assert_close(found.cpu(), expected, **CLOSE)
 
@@ -69,7 +69,7 @@ def test_attack(network: PixelNetwork, images: Tensor, solver: Any) -> None:
     found = carlini_wagner_l2(other, images.to(DEVICE), labels.to(DEVICE), solver=solver)
     assert expected.success.all()
     assert torch.equal(found.success.cpu(), expected.success)
-    same(found.l2, expected.l2)
+    assert_same(found.l2, expected.l2)
     assert (predicted(other, found.adversarials).cpu() != labels).all()
 
 
@@ -77,7 +77,7 @@ def test_attack(network: PixelNetwork, images: Tensor, solver: Any) -> None:
 def test_maps(network: PixelNetwork, images: Tensor, method: Any) -> None:
     classes = predicted(network, images)
     expected = class_activation_maps(network, images, classes, method=method)
-    same(class_activation_maps(there(network), images.to(DEVICE), classes.to(DEVICE), method=method), expected)
+    assert_same(class_activation_maps(there(network), images.to(DEVICE), classes.to(DEVICE), method=method), expected)
 
 
 def columns(network: PixelNetwork, images: Tensor, classes: Tensor, device: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_features(network: PixelNetwork, images: Tensor) -> None:
     expected, found = taps
     assert set(found) == {"features", "logits"}
     for name in found:
-        same(found[name], expected[name])
+        assert_same(found[name], expected[name])
 
 
 def test_twin_with_fake_quantizers(network: PixelNetwork, images: Tensor) -> None:

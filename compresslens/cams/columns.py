@@ -71,10 +71,9 @@ def faithfulness_columns(
     ending: str = "",
 ) -> Columns:
     """Insertion and deletion on some of the N images; NaN on the others."""
-    chosen = torch.from_numpy(rows).to(images.device)
     columns = {name: np.full(len(rows), np.nan) for name in FAITHFULNESS}
     if rows.any():
-        part = images[chosen], classes[chosen], maps[chosen]
+        part = _some(rows, images, classes, maps)
         columns["insertion_auc"][rows] = insertion_auc(network, *part, steps=STEPS, blur=blur_for(images)).numpy()
         columns["deletion_auc"][rows] = deletion_auc(network, *part, steps=STEPS).numpy()
     return {f"{prefix}cam_{name}{ending}": values for name, values in columns.items()}
@@ -94,10 +93,14 @@ def control_columns(
     columns = faithfulness_columns(prefix, network, images, classes, noise, rows, AT_RANDOM)
     scores = np.full(len(rows), np.nan)
     if rows.any():
-        chosen = torch.from_numpy(rows).to(images.device)
-        part = images[chosen], classes[chosen], maps[chosen]
+        part = _some(rows, images, classes, maps)
         scores[rows] = road(network, *part, fractions=ROAD_FRACTIONS, samples=indices[rows]).numpy()
     return columns | {f"{prefix}cam_road": scores}
+
+
+def _some(rows: npt.NDArray[np.bool_], images: Tensor, classes: Tensor, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = torch.from_numpy(rows).to(images.device)
+    return images[chosen], classes[chosen], maps[chosen]
 
 
 def blur_for(images: Tensor) -> tuple[int, float]:

@@ -61,6 +61,7 @@ def report(
     """
     from compresslens.reporting.model_card import model_card
     from compresslens.reporting.report_page import write_page
+    from compresslens.reporting.report_parts import parts_of
     from compresslens.study.models import models_of
     from compresslens.study.reading import find_runs
     from compresslens.study.summary import rows, summary
@@ -69,17 +70,18 @@ def report(
     found, notes = find_runs(given, runs_dir)
     models = models_of(found)
     content = summary(models, Thresholds(localization, distance), notes)
+    parts = parts_of(models)
     try:
         runs.write_json(output / "report.json", content)
         texts = {f"{model['name']}.md": model_card(model, content) for model in content["models"]}
         for name, text in {"report.csv": _table(rows(content)), **texts}.items():
             runs.write_atomically(output / name, partial(runs.write_text, text))
-        page = partial(write_page, content=content, models=models, title=title)
+        page = partial(write_page, content=content, models=models, title=title, parts=parts)
         runs.write_atomically(output / "index.html", page)
         if wandb:
             from compresslens.reporting.wandb_report import write_specification
 
-            write_specification(output, content, models, title)
+            write_specification(output, content, models, title, parts)
     except OSError as error:
         raise UserError(f"cannot write the report to {output}: {error.strerror}") from None
     for note in content["notes"]:

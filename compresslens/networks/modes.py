@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,45 +19,42 @@ def input_gradients(network: nn.Module) -> Iterator[nn.Module]:
     `torch.inference_mode`. Every module's own train flag and every parameter's `requires_grad` are put back, on
     exceptions too.
     """
-    training = [(module, module.training) for module in network.modules()]
     requires_grad = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     devices = {parameter.device.type for parameter, _ in requires_grad} | {"cpu"}
-    try:
-        for module, _ in training:
-            module.training = False
-        for parameter, _ in requires_grad:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad(), full_float32():
-            autocasts = [torch.autocast(device, enabled=False) for device in sorted(devices)]
-            for autocast in autocasts:
-                autocast.__enter__()
-            try:
-                yield network
-            finally:
-                for autocast in reversed(autocasts):
-                    autocast.__exit__(None, None, None)
-    finally:
-        for module, was in training:
-            module.training = was
-        for parameter, was in requires_grad:
-            parameter.requires_grad_(was)
+    with ExitStack() as stack:
+        for context in (_evaluating(network), torch.inference_mode(False), torch.enable_grad(), full_float32()):
+            stack.enter_context(context)
+        for device in sorted(devices):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            for parameter, _ in requires_grad:
+                parameter.requires_grad_(False)
+            yield network
+        finally:
+            for parameter, was in requires_grad:
+                parameter.requires_grad_(was)
 
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Within the block the network evaluates, without autograd; afterwards its modes and the random state are back.
 
-    TF32 is off. Inference mode is left, too: libraries that look at every operator do not get along with it. The flags
-    are set one by one: graphs of `torch.export` refuse `eval()`.
+    TF32 is off. Inference mode is left, too: libraries that look at every operator do not get along with it.
     """
-    modes = [(module, module.training) for module in network.modules()]
     device = device_of(network)
+    random = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with _evaluating(network), torch.inference_mode(False), torch.no_grad(), full_float32(), random:
+        yield
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode, after which every module's own flag is back. One by one: graphs of `torch.export` refuse `eval()`."""
+    modes = [(module, module.training) for module in network.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        devices = [device] if device.type == "cuda" else []
-        with torch.inference_mode(False), torch.no_grad(), full_float32(), torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compresslens.reporting.honesty_figure import TITLES
-from compresslens.reporting.report_parts import class_names, figures, gallery, hurt_classes
-from compresslens.study import columns as data_of
-from compresslens.study.claims import slower
+from compresslens.reporting.report_parts import Parts
 from compresslens.study.models import DISTANCE, Model
 from compresslens.study.reading import Run
 from compresslens.study.summary import TESTED
@@ -37,7 +35,7 @@ GOOD = {"yes", "harder", "supported", "pass"}
 BAD = {"no", "weaker", "easier", "unreliable figure", "contradicted", "fail"}
 
 
-def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], title: str) -> None:
+def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], title: str, parts: Parts) -> None:
     """Writes the page.
 
     Args:
@@ -45,6 +43,7 @@ def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], tit
         content: from `compresslens.study.summary`.
         models: the same ones.
         title: of the page.
+        parts: from `compresslens.reporting.report_parts`.
     """
     from jinja2 import Environment
 
@@ -52,7 +51,6 @@ def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], tit
     template = environment.from_string(
         files("compresslens.reporting").joinpath("report_page.html").read_text(encoding="utf-8")
     )
-    names = class_names(models)
     page = template.render(
         title=title,
         content=content,
@@ -62,18 +60,12 @@ def write_page(path: Path, content: dict[str, Any], models: Sequence[Model], tit
             for model in content["models"]
         },
         least=LEAST_IMAGES,
-        tested=", ".join(
-            heading for metric, heading in shown(content) if metric in (*TESTED, "robustness/cw_median_l2")
-        ),
-        figures=figures(content, models, names),
-        costs=[{"name": model.name, **found} for model in models for found in slower(model)[:1]],
+        tested=", ".join(heading for metric, heading in shown(content) if metric in (*TESTED, MEDIAN)),
+        parts=parts,
         honesty=honesty(models),
-        classes=hurt_classes(models, names),
-        shared=bool(data_of.of_one_seed(models)),
-        gallery=gallery(data_of.of_one_seed(models), names),
         data=as_text(content["data"]),
         versions=list(dict.fromkeys(as_text(run.results.get("versions", {})) for run in runs_of(models))),
-        configs=[{"name": named(run), "text": as_text(run.results["config"])} for run in runs_of(models)],
+        configs=[{"name": run.label, "text": as_text(run.results["config"])} for run in runs_of(models)],
         tone=lambda answer: "good" if answer in GOOD else "bad" if answer in BAD else "",
         minutes=lambda seconds: sum(seconds.values()) / 60,
     )
@@ -141,11 +133,6 @@ def honesty(models: Sequence[Model]) -> dict[str, Any]:
 def runs_of(models: Sequence[Model]) -> list[Run]:
     """All of them."""
     return [run for model in models for run in model.runs]
-
-
-def named(run: Run) -> str:
-    """Name and time stamp of a run."""
-    return f"{run.folder.parent.name}/{run.folder.name}"
 
 
 def as_text(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,8 +26,37 @@ Shown = TypeVar("Shown")
 Read = Callable[[Model, str], dict[str, Any] | None]
 
 
-def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[str]) -> list[dict[str, str]]:
-    """All figures for which there are data, with their captions."""
+@dataclass(frozen=True)
+class Parts:
+    """What takes time to make, and is shown in more than one place.
+
+    Attributes:
+        figures: all for which there are data: "place", "address", "alt" and "caption".
+        classes: see :func:`hurt_classes`.
+        gallery: thumbnails of images that compression lost.
+        shared: whether all models have seen the same images.
+    """
+
+    figures: list[dict[str, str]]
+    classes: list[dict[str, Any]]
+    gallery: list[dict[str, Any]]
+    shared: bool
+
+
+def parts_of(models: Sequence[Model]) -> Parts:
+    """Draws the figures and gathers the rest."""
+    names, same = class_names(models), data_of.of_one_seed(models)
+    return Parts(figures(models, same, names), hurt_classes(models, names), gallery(same, names), bool(same))
+
+
+def figures(models: Sequence[Model], same: Sequence[Model], names: Sequence[str]) -> list[dict[str, str]]:
+    """All figures for which there are data, with their captions.
+
+    Args:
+        models: of which the figures are.
+        same: those of their runs that are of the same images.
+        names: of the classes.
+    """
     found = []
     for metric, label in (("footprint/bytes", "megabytes on disk"), ("footprint/latency_ms", "latency, ms (batch 1)")):
         scale = 1e-6 if metric == "footprint/bytes" else 1.0
@@ -38,7 +68,6 @@ def figures(content: dict[str, Any], models: Sequence[Model], names: Sequence[st
         if points:
             picture = draw.pareto(points, references(models, metric, scale), label)
             found.append(figure("cost", picture, f"top-1 accuracy against {label}", f"Accuracy against {label}."))
-    same = data_of.of_one_seed(models)
     caption = "For each image's class: yellow is where the class's evidence lies. The same images for every model."
     for looks in in_pictures(beside_references(same, common_examples(same))):
         found.append(figure("looks", draw.looks(looks, names), "class activation maps", caption))

@@ -14,12 +14,11 @@ from typing import Any
 
 from compresslens import runs
 from compresslens.errors import UserError
-from compresslens.reporting.report_parts import class_names, figures, hurt_classes
+from compresslens.reporting.report_parts import Parts
 from compresslens.reporting.wandb_blocks import INSTALL, blocks, workspaces
 from compresslens.reporting.wandb_runs import refuse_missing, runset, wandb_run
 from compresslens.reporting.wandb_spec import SCHEMA, specification
 from compresslens.reporting.wandb_start import SETTINGS, logged_in, one_line
-from compresslens.study.claims import slower
 from compresslens.study.models import Model
 
 FILE = "wandb_report.json"
@@ -27,7 +26,9 @@ PICTURES = "wandb_report"
 LONGEST_TITLE = 128  # that W&B takes
 
 
-def write_specification(output: Path, content: dict[str, Any], models: Sequence[Model], title: str) -> Path:
+def write_specification(
+    output: Path, content: dict[str, Any], models: Sequence[Model], title: str, parts: Parts
+) -> Path:
     """Writes `wandb_report.json` and the pictures that it names into the folder of a report.
 
     Args:
@@ -35,13 +36,13 @@ def write_specification(output: Path, content: dict[str, Any], models: Sequence[
         content: from `compresslens.study.summary`.
         models: the same ones.
         title: of the report.
+        parts: of its page.
 
     Returns:
         The file.
     """
-    names = class_names(models)
     media: list[dict[str, str]] = []
-    for figure in figures(content, models, names):
+    for figure in parts.figures:
         number = 1 + sum(item["place"] == figure["place"] for item in media)
         name = f"{figure['place']}_{number}"
         file = f"{PICTURES}/{name}.png"
@@ -55,9 +56,8 @@ def write_specification(output: Path, content: dict[str, Any], models: Sequence[
     media.append({"key": "report/table", "kind": "table", "file": "report.csv", **table})
     for item in media:
         item["sha256"] = _digest(output / item["file"])
-    costs = [{"name": model.name, **found} for model in models for found in slower(model)[:1]]
     found = [wandb_run(run) for model in models for run in model.runs]
-    spec = specification(content, title, found, media, costs, hurt_classes(models, names))
+    spec = specification(content, title, found, media, parts.classes)
     runs.write_json(output / FILE, spec)
     return output / FILE
 

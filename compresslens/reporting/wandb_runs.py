@@ -31,7 +31,7 @@ def wandb_run(run: Run) -> dict[str, Any]:
     return {
         "model": run.name,
         "seed": run.seed,
-        "folder": f"{run.folder.parent.name}/{run.folder.name}",
+        "folder": run.label,
         "project": _project(run.results["config"]),
         "id": identity or None,
         "offline": [runs.without_home(str(path)) for path in parts if path.name.startswith("offline-")],

@@ -31,7 +31,6 @@ def specification(
     title: str,
     wandb_runs: Sequence[Mapping[str, Any]],
     media: Sequence[Mapping[str, str]],
-    costs: Sequence[Mapping[str, Any]],
     classes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The whole report.
@@ -42,8 +41,6 @@ def specification(
         wandb_runs: from `compresslens.reporting.wandb_runs.wandb_run`, of all runs.
         media: what is logged for the report: "key", "kind" ("image", "html" or "table"), "place", "alt" and "caption",
             and whatever it takes to find the file.
-        costs: of the attack, for each model where they were measured: "name" and what
-            `compresslens.attacks.robustness.slower` finds.
         classes: from `compresslens.reporting.report_parts.hurt_classes`.
 
     Returns:
@@ -64,7 +61,7 @@ def specification(
         blocks += [_heading(HEADINGS.get(place, place.capitalize())), *_media(media, place)]
         if place == "cost" and logged:
             blocks.append(_panels("models", 2, _scatters(content)))
-    blocks += [_heading("What the attack costs"), *_costs(costs), _heading("Who was hurt"), *_hurt(classes)]
+    blocks += [_heading("What the attack costs"), *_costs(content["costs"]), _heading("Who was hurt"), *_hurt(classes)]
     if logged:
         blocks += [_heading("Run by run"), _panels("models", 3, _by_run(content))]
     blocks += [_heading("The paper's claims"), *_claims(content), _heading("Where it comes from")]

@@ -66,12 +66,6 @@ def claims(
     ]
 
 
-def slower(model: Model) -> list[dict[str, Any]]:
-    """What the runs found of the cost of the attack: ratios of evaluations and of seconds."""
-    found = [details.get("slower") for details in model.detail("carlini_wagner")]
-    return [of_run for of_run in found if of_run]
-
-
 def _harder_or_slower(models: Sequence[Model], fools: Mapping[str, Verdict], thresholds: Thresholds) -> Claim:
     costs = {model.name: model.evaluations_ratio() for model in models}
     tested = {("harder", name): verdict.p for name, verdict in fools.items() if verdict.estimate is not None}

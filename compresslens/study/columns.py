@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from compresslens.statistics import holm, mcnemar_p
-from compresslens.study.models import Model
+from compresslens.study.models import Model, attacked, hits
 from compresslens.study.reading import Arrays
 
 
@@ -25,12 +25,8 @@ def of_one_seed(models: Sequence[Model]) -> list[Model]:
 
 def distances(model: Model, prefix: str = "") -> npt.NDArray[np.float64]:
     """C&W distances of the attacked images of all seeds; empty if it was not attacked."""
-    found = []
-    for run in model.runs:
-        samples = run.samples
-        if f"{prefix}cw_l2" in samples and "cw_attacked" in samples:
-            attacked = samples["cw_attacked"].fillna(False).astype(bool)
-            found.append(samples.loc[attacked, f"{prefix}cw_l2"].to_numpy(np.float64))
+    column = f"{prefix}cw_l2"
+    found = [attacked(run.samples)[column].to_numpy(np.float64) for run in model.runs if column in run.samples]
     return np.concatenate(found) if found else np.zeros(0)
 
 
@@ -62,16 +58,13 @@ def per_class(model: Model) -> list[dict[str, Any]]:
 
     McNemar's test for each class, Holm's correction over the classes.
     """
-    frames = [run.samples for run in model.runs]
-    needed = {"label", "prediction", "reference_prediction"}
-    if not all(needed <= set(frame.columns) for frame in frames):
+    known = [frame for run in model.runs if (frame := hits(run.samples)) is not None]
+    if len(known) < len(model.runs):
         return []
-    frame = pd.concat([frame.dropna(subset=list(needed))[list(needed)] for frame in frames])
     found = []
-    for label, rows in frame.groupby("label"):
-        ours, theirs = (np.asarray(rows[name] == label) for name in ("prediction", "reference_prediction"))
-        p = mcnemar_p(ours, theirs)
-        accuracies = {"model": float(ours.mean()), "reference": float(theirs.mean())}
+    for label, rows in pd.concat(known).groupby("label"):
+        p = mcnemar_p(rows["ours"], rows["theirs"])
+        accuracies = {"model": float(rows["ours"].mean()), "reference": float(rows["theirs"].mean())}
         found.append({"label": int(label), **accuracies, "n": len(rows), "p": p})  # type: ignore[arg-type]
     adjusted = holm([row["p"] for row in found])
     for row, p in zip(found, adjusted, strict=True):
@@ -92,11 +85,10 @@ def hurt(models: Sequence[Model]) -> pd.DataFrame:
     counts: pd.Series | None = None
     labels: pd.Series | None = None
     for model in models:
-        samples = model.runs[0].samples
-        if not {"label", "prediction", "reference_prediction"} <= set(samples.columns):
+        rows = hits(model.runs[0].samples)
+        if rows is None:
             continue
-        rows = samples.dropna(subset=["label", "prediction", "reference_prediction"])
-        lost = ((rows["prediction"] != rows["label"]) & (rows["reference_prediction"] == rows["label"])).astype(int)
+        lost = (~rows["ours"] & rows["theirs"]).astype(int)
         counts = lost if counts is None else counts.add(lost, fill_value=0)
         labels = rows["label"] if labels is None else labels.combine_first(rows["label"])
     if counts is None or labels is None:

@@ -209,6 +209,27 @@ def _p(values: Sequence[pd.Series]) -> float:
     return seeds_mean([of_run.to_numpy() for of_run in values], [of_run.index.to_numpy() for of_run in values]).p
 
 
+def hits(samples: pd.DataFrame) -> pd.DataFrame | None:
+    """Of each sample that both have seen "label" and whether the model ("ours") and its reference ("theirs") are right.
+
+    Returns:
+        None if the run did not note predictions of both.
+    """
+    needed = ["label", "prediction", "reference_prediction"]
+    if not set(needed) <= set(samples.columns):
+        return None
+    rows = samples.dropna(subset=needed)
+    label, ours, theirs = (rows[name].astype(np.int64) for name in needed)
+    return pd.DataFrame({"label": label, "ours": ours == label, "theirs": theirs == label})
+
+
+def attacked(samples: pd.DataFrame) -> pd.DataFrame:
+    """The samples that were attacked: those that model and reference classify correctly."""
+    if "cw_attacked" not in samples:
+        return samples.iloc[:0]
+    return samples[samples["cw_attacked"].fillna(False).astype(bool)]
+
+
 def _values(samples: pd.DataFrame, metric: str) -> pd.Series:
     """Of each sample what the metric is the mean of; nothing if that is not known."""
     if metric == "accuracy/top1" and {"prediction", "label"} <= set(samples.columns):
@@ -218,18 +239,16 @@ def _values(samples: pd.DataFrame, metric: str) -> pd.Series:
         rows = samples.dropna(subset=["prediction", "reference_prediction"])
         return (rows["prediction"] == rows["reference_prediction"]).astype(np.float64)
     if metric == "robustness/cw_success" and {"cw_l2", "cw_attacked"} <= set(samples.columns):
-        return np.isfinite(samples.loc[_attacked(samples), "cw_l2"].astype(np.float64)).astype(np.float64)
+        distances = attacked(samples)["cw_l2"].astype(np.float64)
+        return pd.Series(np.isfinite(distances.to_numpy()), distances.index, dtype=np.float64)
     column = MEANS.get(metric)
     return samples[column].dropna().astype(np.float64) if column in samples else pd.Series(dtype=np.float64)
 
 
 def _pair(samples: pd.DataFrame, metric: str) -> pd.DataFrame | None:
     if metric == "accuracy/top1":
-        if not {"prediction", "reference_prediction", "label"} <= set(samples.columns):
-            return None
-        rows = samples.dropna(subset=["prediction", "reference_prediction", "label"])
-        sides = {"ours": rows["prediction"] == rows["label"], "theirs": rows["reference_prediction"] == rows["label"]}
-        return pd.DataFrame(sides).astype(np.float64)
+        known = hits(samples)
+        return None if known is None else known[["ours", "theirs"]].astype(np.float64)
     column = MEANS.get(metric)
     if column is None or not {column, f"reference_{column}"} <= set(samples.columns):
         return None
@@ -240,12 +259,8 @@ def _distances(samples: pd.DataFrame, column: str = "cw_l2") -> pd.DataFrame | N
     """Of the attacked images on which the attack was run; infinite where it failed."""
     if not {column, f"reference_{column}", "cw_attacked"} <= set(samples.columns):
         return None
-    return _sides(samples.loc[_attacked(samples)], column).dropna()
+    return _sides(attacked(samples), column).dropna()
 
 
 def _sides(samples: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame({"ours": samples[column], "theirs": samples[f"reference_{column}"]}).astype(np.float64)
-
-
-def _attacked(samples: pd.DataFrame) -> pd.Series:
-    return samples["cw_attacked"].fillna(False).astype(bool)

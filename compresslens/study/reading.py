@@ -39,6 +39,11 @@ class Run:
     seed: int | None
     results: dict[str, Any]
 
+    @property
+    def label(self) -> str:
+        """Name and time stamp."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
     @cached_property
     def samples(self) -> pd.DataFrame:
         """Values per sample, by its index in the split; without rows if none were written.

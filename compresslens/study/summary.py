@@ -54,6 +54,7 @@ def summary(models: Sequence[Model], thresholds: Thresholds, notes: Sequence[str
             for model in models
         ],
         "calibration": calibration(models),
+        "costs": [cost for model in compared if (cost := _cost(model)) is not None],
         "claims": [
             {"text": claim.text, "outcome": claim.outcome, "evidence": list(claim.evidence)}
             for claim in claims(compared, looks, fools, thresholds)
@@ -107,6 +108,22 @@ def _changes(model: Model) -> dict[str, dict[str, Any]]:
     }
 
 
+def _cost(model: Model) -> dict[str, Any] | None:
+    """What the attack costs, model over reference: evaluations, and by the clock the geometric mean of the seeds."""
+    ratio = model.evaluations_ratio()
+    if ratio is None:
+        return None
+    found = [details.get("slower") or {} for details in model.detail("carlini_wagner")]
+    clock: dict[str, float | None] = {}
+    for name in ("seconds_ratio", "seconds_ratio_without_networks"):
+        known = [of_run[name] for of_run in found if of_run.get(name) is not None]
+        complete = len(known) == len(model.runs)
+        clock[name] = math.exp(sum(map(math.log, known)) / len(known)) if complete else None
+    estimate = ratio.estimate
+    evaluations = {"evaluations_ratio": estimate.value, "ci95": list(estimate.interval or ()), "n": estimate.n}
+    return {"name": model.name, **evaluations, **clock}
+
+
 def _adjust(changes: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Adds p-values adjusted over all models and measures (Holm), and whether a change is significant.
 
@@ -138,7 +155,7 @@ def _verdict(verdict: Any) -> dict[str, Any]:
 def _provenance(run: Any) -> dict[str, Any]:
     results = run.results
     return {
-        "folder": f"{run.folder.parent.name}/{run.folder.name}",
+        "folder": run.label,
         "seed": run.seed,
         "precision": results.get("precision"),
         "wall_seconds": results.get("wall_seconds", {}),

@@ -1,11 +1,10 @@
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,17 +29,7 @@ LOGGER = {"class_path": "compresslens.reporting.OfflineFirstWandbLogger"}
 HOSTILE = "<script>alert(1)<script> $x$ ~~y~~ &lt; a|b"
 
 
-@pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keeps wandb out of the user's folders, the user's account out of the tests and the tests off the network."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb" / name))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("isolated_wandb")
 
 
 def add_wandb(folder: Path, identity: str, project: str | None = None) -> None:
@@ -193,7 +182,7 @@ def test_what_the_attack_costs(runs_dir: Path) -> None:
         "seconds_ratio": 2.0,
         "seconds_ratio_without_networks": None,
     }
-    spec = specification(content, "t", [], [page()], [{"name": "prune", **cost}], [])
+    spec = specification({**content, "costs": [{"name": "prune", **cost}]}, "t", [], [page()], [])
     assert tables(spec)["What the attack costs"] == [["prune", "× 1.500 (× 1.250 to × 1.750)", "× 2.000", "unknown"]]
 
 
@@ -251,7 +240,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert status == 0
     content = json.loads((output / "report.json").read_text())
     row = {"name": HOSTILE, "model": 0.5, "reference": 0.6, "change": -0.1, "p_adjusted": 0.5, "n": 9}
-    spec = specification(content, HOSTILE, [], [page()], [], [{"name": HOSTILE, "rows": [row]}])
+    spec = specification(content, HOSTILE, [], [page()], [{"name": HOSTILE, "rows": [row]}])
     found = blocks(spec)
     for block, of_spec in zip(found, spec["blocks"], strict=True):
         if of_spec["kind"] not in {"markdown", "table"}:

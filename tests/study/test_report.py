@@ -13,7 +13,7 @@ from compresslens.reporting.report_figures import pareto_front
 from compresslens.reporting.report_parts import beside_references, references
 from compresslens.study.columns import hurt, of_one_seed, per_class
 from compresslens.study.models import Model, models_of
-from compresslens.study.reading import find_runs
+from compresslens.study.reading import find_runs, load
 from tests.study.study_runs import write_run
 
 HOSTILE = '</script><script>alert("x")</script>'
@@ -152,8 +152,7 @@ def test_more_pictures_than_classes(tmp_path):
     folder = write_run(tmp_path, "prune")
     add_pictures(folder)
     path = folder / "figures" / "cam_examples.npz"
-    with np.load(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = load(folder).arrays("cam_examples")
     arrays["class_names"] = np.array(["a", "b", "c", "d"])
     for name in ("index", "label", "image", "map", "predicted", "reference_map", "reference_predicted"):
         arrays[name] = np.concatenate([arrays[name]] * 2)
@@ -178,7 +177,11 @@ def test_calibration_cost_and_checks_are_on_the_page(tmp_path):
     page = Page()
     page.feed((output / "index.html").read_text())
     said = " ".join("".join(page.text).split())
-    assert "× 1.250 1.240 to 1.260" in said.replace("× 1.2501.240", "× 1.250 1.240")
+    (cost,) = json.loads((output / "report.json").read_text())["costs"]
+    assert cost["evaluations_ratio"] == pytest.approx(1.25, rel=0.01)
+    assert (cost["name"], cost["seconds_ratio"]) == ("sure", None)
+    assert cost["seconds_ratio_without_networks"] == pytest.approx(1.25)
+    assert f"× {cost['evaluations_ratio']:.3f}" in said
     assert "Square is not stronger" in said
     assert "gradients are masked because <b>" in said
     assert "Not checked" not in said
@@ -194,9 +197,7 @@ def test_calibration_cost_and_checks_are_on_the_page(tmp_path):
 def test_names_that_mean_something_to_matplotlib(tmp_path):
     folder = write_run(tmp_path, "a$_{$b")
     add_pictures(folder)
-    path = folder / "figures" / "cam_examples.npz"
-    with np.load(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    path, arrays = folder / "figures" / "cam_examples.npz", load(folder).arrays("cam_examples")
     np.savez(path, **{**arrays, "class_names": np.array(["$5_$10", r"\$x", "_c", "$"])})
     write_run(tmp_path, "_x")
     assert run_report(tmp_path, "a$_{$b", "_x")[0] == 0
